@@ -34,7 +34,6 @@ class Table:
     ids: list[str]
     texts: list[str]
     labels: np.ndarray | None
-    bad_labels: int = 0  # cells that are not 0/1 (only where labels are optional)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,7 +84,7 @@ def _rows(path: str) -> Iterator[list[str]]:
         raise UserError(f"{path}:{n}: can't be read ({e})") from None
 
 
-def _columns(path: str, header: list[str], text_column: str | None, labels: list[str]) -> tuple[int, int | None]:
+def _columns(path: str, header: list[str], text_column: str | None, labels: list[str], quiet: bool) -> tuple[int, int | None]:
     """Positions of the text and (if any) the id column; checks that names are there and not doubled."""
     found = f"the columns are {', '.join(map(repr, header))[:300]}"
     twice = sorted({h for h in header if h and header.count(h) > 1})
@@ -100,7 +99,7 @@ def _columns(path: str, header: list[str], text_column: str | None, labels: list
             mend = f"separate the fields by commas, not {sep!r}" if sep else "name the text with --text-column"
             raise UserError(f"{path}:1: no text column; {found} - {mend}")
         text_column = names[0]
-        if text_column != "text":
+        if text_column != "text" and not quiet:
             print(f"text column: {text_column}")
     if text_column not in header:
         raise UserError(f"{path}:1: no column {text_column!r}; {found} - see --text-column")
@@ -110,7 +109,8 @@ def _columns(path: str, header: list[str], text_column: str | None, labels: list
 
 
 def read_chunks(
-    path: str, text_column: str | None = None, labels: list[str] = (), required: bool = True, rows: int = 50_000
+    path: str, text_column: str | None = None, labels: list[str] = (), required: bool = True, rows: int = 50_000,
+    quiet: bool = False,
 ) -> Iterator[Table]:
     """Tables of at most `rows` rows each, in the file's order; always one, even if empty.
 
@@ -124,7 +124,7 @@ def read_chunks(
     if header is None or not any(header):
         raise UserError(f"{path}: the file is empty - it needs a header and rows" if header is None else f"{path}:1: the header is empty")  # fmt: skip
     header = [h.strip("\ufeff \t") for h in header]
-    text_at, id_at = _columns(path, header, text_column, labels)
+    text_at, id_at = _columns(path, header, text_column, labels, quiet)
     missing = [n for n in labels if n not in header]
     if missing and required:
         hint = "name yours with --labels" if len(missing) == len(labels) else "add it, or name others with --labels"
@@ -137,7 +137,7 @@ def read_chunks(
         y = np.array(values, dtype=np.float32).reshape(len(ids), -1) if label_at else None
         wrong = np.argwhere(np.isnan(y)) if y is not None else []
         bad.extend((start + int(i), labels[j], cells[i * len(label_at) + j]) for i, j in wrong)
-        return Table(str(path), ids, texts, y if not len(wrong) else None, len(wrong))
+        return Table(str(path), ids, texts, y if not len(wrong) else None)
 
     for n, row in enumerate(reader, 2):
         if not row:
@@ -158,16 +158,16 @@ def read_chunks(
             ids, texts, cells = [], [], []
     if ids or n - 1 - blank <= 0:
         yield table()
-    if blank:
+    if blank and not quiet:
         warn(f"{path}: {blank} blank line(s) skipped")
-    if id_at is None:
+    if id_at is None and not quiet:
         warn(f"{path}: no id column - row numbers from 0 are used")
     if bad and required:
         row, name, value = bad[0]
         others = ", ".join(dict.fromkeys(str(r) for r, _, _ in bad[1:5]))
         more = f"; also row {others}; {len(bad)} cells in all" if len(bad) > 1 else ""
         raise UserError(f"{path}:{row} column {name!r}: must be 0 or 1 ({value[:40]!r}{more}) - write 0 or 1 in each cell")
-    if bad:
+    if bad and not quiet:
         warn(f"{path}: {len(bad)} label cells are not 0/1 (first: row {bad[0][0]}, {bad[0][1]}) - no scores are printed")
 
 

@@ -197,13 +197,14 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 class Run:
     """One run folder. `same` (settings, data, code, versions) must be equal for a run to be gone on with."""
 
-    def __init__(self, path: Path, folds: int):
-        self.path, self.folds = path, folds
+    def __init__(self, path: Path, folds: int, key: str):
+        self.path, self.folds, self.key = path, folds, key
 
     @classmethod
     def open(cls, path: Path, folds: int, config: dict, env: dict, restart: bool, need_bytes: int) -> "Run":
         """Make the folder, or find the run in it. UserError: not a folder, another run, no room, not writable."""
         existing = path / "env.json"
+        env["key"] = hashlib.sha256(json.dumps(env["same"], sort_keys=True).encode()).hexdigest()[:16]
         if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"--out {path}: is a file - name a folder")
         if restart and existing.exists():
@@ -239,7 +240,7 @@ class Run:
             if isinstance(e, UserError):
                 raise UserError(str(e)) from e
             raise UserError(f"--out {path}: can't be written ({e.strerror}) - choose another folder") from e
-        return cls(path, folds)
+        return cls(path, folds, env["key"])
 
     def fold(self, k: int) -> Path:
         return self.path / f"fold_{k}"
@@ -247,8 +248,10 @@ class Run:
     def damage(self, k: int) -> str | None:
         """What is wrong with a fold that DONE.json says is finished; None when all is well."""
         try:
-            files = read_json(self.fold(k) / "DONE.json")["files"]
-            for name, want in files.items():
+            done = read_json(self.fold(k) / "DONE.json")
+            if done["run"] != self.key:
+                return f"{self.fold(k)}: belongs to another run"
+            for name, want in done["files"].items():
                 path = self.fold(k) / name
                 if not path.is_file():
                     return f"{path}: missing"
@@ -267,7 +270,7 @@ class Run:
         """Write DONE.json, the last file of a fold, and drop the state that only an unfinished fold needs."""
         names = sorted(p.name for p in self.fold(k).iterdir() if p.name not in ("state.pt", "lock", "DONE.json") and p.is_file())
         files = {n: {"size": (self.fold(k) / n).stat().st_size, "sha256": file_sha256(self.fold(k) / n)} for n in names}
-        write_json(self.fold(k) / "DONE.json", {"files": files, **result})
+        write_json(self.fold(k) / "DONE.json", {"run": self.key, "files": files, **result})
         (self.fold(k) / "state.pt").unlink(missing_ok=True)
 
     def take(self, only: int | None = None):

@@ -31,6 +31,7 @@ import transformers
 from torch import nn
 from tqdm import tqdm
 
+import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
@@ -51,6 +52,8 @@ class Job:
     tokens: Tokens
     info: EncoderInfo
     signals: Signals
+    used: np.ndarray | None = None  # token ids of a shrunk embedding table; `tokens` and `pad_id` then count in these
+    pad_id: int = 0
 
 
 @exit_codes
@@ -59,7 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     with Signals() as signals:
         job = prepare(config, signals)
         config = job.config
-        run = open_run(job, argv)
+        encoder = load_encoder(job.info.path)
+        run = open_run(job, encoder, argv)
+        job = shrink_vocabulary(job, encoder)
+        del encoder
         for k in run.take(config.fold):
             train_fold(job, run, k)
         missing = [k for k in range(config.folds) if not run.done(k)]
@@ -98,7 +104,7 @@ def prepare(config: Config, signals: Signals) -> Job:
     if config.folds == 1:  # fold 0 of five is held out, the other rows never are
         fold = np.where(fold == 0, 0, -1).astype(fold.dtype)
     warn_of_seen_texts(info.path, hashes)
-    return Job(config, table, hashes, fold, tokens, info, signals)
+    return Job(config, table, hashes, fold, tokens, info, signals, None, info.tokenizer.pad_token_id)
 
 
 def warn_of_seen_texts(folder: str, hashes: np.ndarray) -> None:
@@ -110,10 +116,18 @@ def warn_of_seen_texts(folder: str, hashes: np.ndarray) -> None:
             warn(f"{n} of {len(hashes)} texts are among those this encoder was trained on - scores on them are too good")
 
 
-def open_run(job: Job, argv: list[str] | None) -> Run:
+def shrink_vocabulary(job: Job, encoder: nn.Module) -> Job:
+    """The job with its tokens renumbered to those that occur, where the encoder allows it (see fast.py)."""
+    used = fast.used_tokens(job.tokens, job.pad_id)
+    if not fast.shrinkable(encoder, job.tokens, used, job.pad_id):
+        return job
+    tokens = dataclasses.replace(job.tokens, ids=np.searchsorted(used, job.tokens.ids).astype(np.int32))
+    return dataclasses.replace(job, tokens=tokens, used=used, pad_id=int(np.searchsorted(used, job.pad_id)))
+
+
+def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     """The run folder of this command, new or found again; see run.py."""
     config, info = job.config, job.info
-    encoder = load_encoder(info.path)
     sha = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
@@ -189,10 +203,13 @@ def make_model(job: Job, k: int) -> EmotionClassifier:
     config = job.config
     torch.manual_seed(seed_of(config.seed, k))
     model = EmotionClassifier(load_encoder(job.info.path), len(config.labels), config.pooling, config.dropout)
+    if job.used is not None:
+        fast.shrink_embedding(model.encoder, job.used)
     if config.freeze:
         for part in (model.encoder.get_input_embeddings(), getattr(model.encoder, "embeddings", None), *layers_of(model.encoder)[: config.freeze]):  # fmt: skip
             if part is not None:
                 part.requires_grad_(False)
+    fast.fast_dropout(model)
     return model.to(config.device).train()
 
 
@@ -236,7 +253,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     total = steps * config.epochs
     warmup = int(config.warmup_ratio * total)
     dataset = EmotionDataset(job.tokens, labels)
-    collate = Collator(job.info.tokenizer.pad_token_id, max_length=job.info.max_positions or 1_000_000)
+    collate = Collator(job.pad_id, max_length=job.info.max_positions or 1_000_000)
     model = make_model(job, k)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "fp16")
@@ -246,7 +263,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
         weight = np.where(positives > 0, (len(train) - positives) / np.maximum(positives, 1), 1.0)
         pos_weight = torch.tensor(np.clip(weight, 0.01, 100), dtype=torch.float32, device=config.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {sum(p.numel() for p in model.parameters()):,} parameters, {trainable:,} trainable")  # fmt: skip
+    print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {job.info.parameters + sum(p.numel() for p in model.head.parameters()):,} parameters, {trainable:,} in training{'' if job.used is None else f' ({len(job.used):,} of the token table)'}")  # fmt: skip
 
     # What changes while training, and all that going on needs; `taken` counts steps the scaler did not skip.
     at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "stats": torch.zeros(steps, 2), "seconds": 0.0}
@@ -295,7 +312,9 @@ def train_fold(job: Job, run: Run, k: int) -> None:
             print(epoch_line(row, config.epochs), flush=True)
             if better(row, at["best"]):
                 at["best"] = row
-                keep_epoch(job, folder, model, sigmoid(logits))
+                rates = (config.lr * lr_factor(i, total, warmup, config.scheduler) for i in range(at["taken"]))
+                unused = 1.0 if config.freeze else math.prod(1 - r * config.weight_decay for r in rates)
+                keep_epoch(job, folder, model, sigmoid(logits), unused)
             at["epoch"], at["step"] = epoch + 1, 0
             at["seconds"] += time.monotonic() - began
             began = time.monotonic()
@@ -360,11 +379,12 @@ def epoch_line(r: dict, epochs: int) -> str:
     )
 
 
-def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray) -> None:
+def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, unused: float) -> None:
     """Write this epoch's model and held-out probabilities: on disk at once, since a live state_dict goes on changing."""
 
     def write(temporary: Path) -> None:
-        model.encoder.save_pretrained(temporary)
+        with fast.whole_embedding(model.encoder, unused) as encoder:
+            encoder.save_pretrained(temporary)
         job.info.tokenizer.save_pretrained(temporary)
         model.save_head(temporary / "head.safetensors")
         np.save(temporary / "oof.npy", p, allow_pickle=False)
@@ -412,6 +432,7 @@ def write_totals(job: Job, run: Run) -> None:
             write_probabilities(f, job.table, rows, fold, p, names)
         with whole_file(run.path / "th.npy") as f:
             np.save(f, th, allow_pickle=False)
+        write_json(run.path / "th.json", {"labels": names, "run": run.key})
         write_log(run.path / "log.jsonl", [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()])  # fmt: skip
         write_json(run.path / "metrics.json", values)
     print(metrics.label_table(per_label))

@@ -1,0 +1,112 @@
+"""What the tests share: a tiny encoder with its tokenizer, a small CSV, and a finished run on them.
+
+No test needs a network: sockets are refused, and the Hub is a folder laid out as its cache.
+"""
+
+import csv
+import os
+import socket
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+torch.set_num_threads(2)
+LABELS = ["anger", "fear", "joy", "sadness", "surprise"]
+WORDS = "i am so the a of rain dog night storm lost won party grave shout door nobody came slammed gift laughed cried ran".split()
+CUES = {"anger": "furious", "fear": "afraid", "joy": "happy", "sadness": "weeping", "surprise": "suddenly"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any connection but one within this machine fails the test."""
+    real = socket.socket.connect
+
+    def connect(self, address):
+        if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "localhost", "::1")):
+            raise AssertionError(f"the code tried to reach {address}")
+        return real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+def make_tokenizer(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]", first=()) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer; `first` are the tokens with the lowest ids (RoBERTa's pad has id 1)."""
+    vocab = {t: i for i, t in enumerate(dict.fromkeys([*first, pad, unk, cls, sep, mask, *WORDS, *CUES.values()]))}
+    t = Tokenizer(models.WordLevel(vocab, unk_token=unk))
+    t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    t.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])])
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask)
+
+
+def make_bert(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_rows(n: int, seed: int = 0) -> list[list[str]]:
+    """[id, text, 0/1 ...]: a label is 1 where its cue word stands in the text."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        y = (rng.random(5) < (0.2, 0.45, 0.3, 0.35, 0.3)).astype(int)
+        words = list(rng.choice(WORDS, rng.integers(2, 14))) + [CUES[k] for k, on in zip(LABELS, y, strict=True) if on]
+        rng.shuffle(words)
+        rows.append([f"{i:05d}", " ".join(words), *map(str, y)])
+    return rows
+
+
+def write_csv(path: Path, rows: list[list], header: list[str] = ("id", "text", *LABELS)) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as f:
+        csv.writer(f).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory) -> Path:
+    return make_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def train_csv(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", make_rows(120))
+
+
+@pytest.fixture(scope="session")
+def test_csv(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "test.csv", make_rows(40, seed=1))
+
+
+@pytest.fixture
+def flags(bert, train_csv) -> list[str]:
+    """A run of a second or two."""
+    return ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "2", "--lr", "5e-3", "--dropout", "0.1", "--precision", "fp32"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, bert, train_csv) -> Path:
+    """A finished run; tests that change it work on a copy."""
+    import train
+
+    out = tmp_path_factory.mktemp("runs") / "done"
+    argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "6", "--lr", "5e-3", "--dropout", "0", "--precision", "fp32"]  # fmt: skip
+    assert train.main([*argv, "--out", str(out)]) == 0
+    return out
+
+
+def outputs(run: Path) -> dict[str, bytes]:
+    """What the same command must give again, byte for byte."""
+    names = ["oof.csv", "th.npy", *(str(p.relative_to(run)) for p in sorted(run.glob("fold_*/*.safetensors")))]
+    return {name: (run / name).read_bytes() for name in names}
