@@ -134,7 +134,7 @@ def read_chunks(
 
     def table() -> Table:
         values = [TRUTH.get(c.strip().lower(), np.nan) for c in cells]
-        y = np.array(values, dtype=np.float32).reshape(len(ids), -1) if label_at else None
+        y = np.array(values, dtype=np.float32).reshape(len(ids), len(label_at)) if label_at else None
         wrong = np.argwhere(np.isnan(y)) if y is not None else []
         bad.extend((start + int(i), labels[j], cells[i * len(label_at) + j]) for i, j in wrong)
         return Table(str(path), ids, texts, y if not len(wrong) else None)
@@ -335,8 +335,9 @@ def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashe
     combos = Counter(map(bytes, y.astype(np.uint8)))
     _, group, times = np.unique(hashes, return_inverse=True, return_counts=True)
     conflicts = len(np.unique(np.column_stack([group, y]), axis=0)) - len(times)
-    special = np.isin(tokens.ids, tokenizer.all_special_ids)
-    unk = float((tokens.ids == tokenizer.unk_token_id).sum() / max(1, (~special).sum())) if tokenizer.unk_token else 0.0
+    unknown = int((tokens.ids == tokenizer.unk_token_id).sum())  # ModernBERT, say, has none: 0
+    special = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
+    unk = unknown / max(1, int((~np.isin(tokens.ids, special)).sum()))
     lengths = tokens.lengths
     K = int(folds.max()) + 1
     per_fold = np.stack([y[folds == k].sum(0) for k in range(K)]).astype(int)  # (K, C)

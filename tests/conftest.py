@@ -49,7 +49,7 @@ def make_bert(folder: Path, seed: int = 0) -> Path:
     tokenizer = make_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -101,7 +101,7 @@ def finished(tmp_path_factory, bert, train_csv) -> Path:
     import train
 
     out = tmp_path_factory.mktemp("runs") / "done"
-    argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "6", "--lr", "5e-3", "--dropout", "0", "--precision", "fp32"]  # fmt: skip
+    argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "10", "--lr", "1e-2", "--batch-size", "8", "--dropout", "0", "--precision", "fp32"]  # fmt: skip
     assert train.main([*argv, "--out", str(out)]) == 0
     return out
 

@@ -1,0 +1,202 @@
+"""Every supported architecture, tiny and random: train, save, load, the same again. python -m pytest tests/test_model.py"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers as T
+from conftest import make_bert, make_tokenizer
+from safetensors.torch import load_file, save_file
+
+import fast
+import model as M
+from config import BUNDLED, UserError
+from data import Collator, EmotionDataset, tokenize
+
+SIZE = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64, max_position_embeddings=64)
+ROBERTA = dict(first=["<s>", "<pad>", "</s>", "<unk>"], pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>")
+IDS = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)
+RELATIVE = dict(relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, max_relative_positions=-1)
+ARCHITECTURES = {
+    "bert": (T.BertConfig, SIZE, {}),
+    "roberta": (T.RobertaConfig, {**SIZE, **IDS}, ROBERTA),
+    "xlm-roberta": (T.XLMRobertaConfig, {**SIZE, **IDS}, ROBERTA),
+    "distilbert": (T.DistilBertConfig, dict(dim=32, hidden_dim=64, n_layers=2, n_heads=2, max_position_embeddings=64), {}),
+    "electra": (T.ElectraConfig, {**SIZE, "embedding_size": 16}, {}),
+    "albert": (T.AlbertConfig, {**SIZE, "embedding_size": 16}, {}),
+    "mpnet": (T.MPNetConfig, {**SIZE, **IDS}, ROBERTA),
+    "deberta": (T.DebertaConfig, {**SIZE, **RELATIVE}, {}),
+    "deberta-v2": (T.DebertaV2Config, {**SIZE, **RELATIVE, "position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"}, {}),
+    "modernbert": (T.ModernBertConfig, {**SIZE, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}, {}),
+}  # fmt: skip
+TEXTS = ["i am so happy", "the night of the storm", "rain", "nobody came and the dog ran in the rain , suddenly weeping"]
+
+
+def make(folder, kind):
+    make_config, size, tokens = ARCHITECTURES[kind]
+    tokenizer = make_tokenizer(**tokens)
+    torch.manual_seed(0)
+    encoder = T.AutoModel.from_config(make_config(vocab_size=len(tokenizer), **size))
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def batch_of(tokenizer, labels=False):
+    tokens = tokenize(tokenizer, TEXTS, 32)
+    d = EmotionDataset(tokens, np.eye(4, 3, dtype=np.float32) if labels else None)
+    return tokens, Collator(tokenizer.pad_token_id)([d[i] for i in range(len(d))])
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_trains_saves_and_loads(kind, tmp_path):
+    info = M.inspect_encoder(make(tmp_path / "a", kind))
+    m = M.EmotionClassifier(M.load_encoder(info.path), 3)
+    assert not any("pooler" in n for n, _ in m.named_parameters())
+    tokens, batch = batch_of(info.tokenizer, labels=True)
+    y = batch.pop("labels")
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    optimizer = torch.optim.AdamW(m.parameters(), 1e-3, fused=True)
+    for _ in range(2):
+        torch.nn.functional.binary_cross_entropy_with_logits(m.train()(**batch), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(not torch.equal(p, before[n]) for n, p in m.named_parameters()) > 0.7 * len(before)
+    m.encoder.save_pretrained(tmp_path / "b")
+    info.tokenizer.save_pretrained(tmp_path / "b")
+    m.save_head(tmp_path / "b" / "head.safetensors")
+    again = M.EmotionClassifier.load(tmp_path / "b", 3, "mean")
+    plain = T.AutoModel.from_pretrained(tmp_path / "b").eval()
+    with torch.no_grad():
+        assert torch.equal(m.eval()(**batch), again(**batch))
+        assert torch.allclose(plain(**batch).last_hidden_state, m.encoder(**batch).last_hidden_state, atol=1e-6)
+    logits = M.predict_logits(again, tokens, info.tokenizer.pad_token_id, "cpu", "fp32", batch_tokens=16)
+    assert np.allclose(logits, again(**batch).detach().numpy(), atol=1e-5)  # whatever the batch and the padding
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_shrunk_token_table_computes_the_same(kind, tmp_path):
+    """20 steps in fp32 without dropout on the whole table and on the rows that occur: the same weights to 1e-5."""
+    info = M.inspect_encoder(make(tmp_path / "a", kind))
+    tokens, batch = batch_of(info.tokenizer, labels=True)
+    y = batch.pop("labels")
+    used = fast.used_tokens(tokens, info.tokenizer.pad_token_id)
+    assert fast.shrinkable(M.load_encoder(info.path), tokens, used, info.tokenizer.pad_token_id) == (len(used) <= 0.7 * len(info.tokenizer))
+    lr, decay, results = 1e-3, 0.1, []
+    for shrink in (False, True):
+        torch.manual_seed(0)
+        m = M.EmotionClassifier(M.load_encoder(info.path), 3).eval()
+        if shrink:
+            fast.shrink_embedding(m.encoder, used)
+            batch = {**batch, "input_ids": torch.from_numpy(np.searchsorted(used, batch["input_ids"].numpy()))}
+        optimizer = torch.optim.AdamW(m.parameters(), lr, weight_decay=decay, eps=1e-4)
+        for _ in range(20):
+            optimizer.zero_grad()
+            torch.nn.functional.binary_cross_entropy_with_logits(m(**batch), y).backward()
+            optimizer.step()
+        with fast.whole_embedding(m.encoder, (1 - lr * decay) ** 20) as encoder:
+            results.append({n: p.detach().clone() for n, p in encoder.state_dict().items()})
+        assert m.encoder.get_input_embeddings().num_embeddings == (len(used) if shrink else len(info.tokenizer))
+    assert results[0].keys() == results[1].keys()
+    for n, p in results[0].items():
+        if "key" not in n or "bias" not in n:  # a key's bias has no gradient but rounding
+            assert torch.allclose(p, results[1][n], atol=1e-5), n
+
+
+def test_byte_dropout_drops_as_asked_and_repeats():
+    d, x = fast.ByteDropout(0.1).train(), torch.ones(500, 1001, requires_grad=True)
+    torch.manual_seed(3)
+    a = d(x)
+    torch.manual_seed(3)
+    assert torch.equal(a, d(x)) and not torch.equal(a, d(x))
+    assert abs((a == 0).float().mean() - 0.1) < 0.002 and abs(a.mean() - 1) < 0.003
+    a.sum().backward()
+    assert torch.equal(x.grad, a.detach())  # the same mask and scale backward
+    assert torch.equal(d.eval()(x), x) and torch.equal(fast.ByteDropout(0.0).train()(x), x)
+    pairs = ((a[:, 1:] == 0) & (a[:, :-1] == 0)).float().mean()
+    assert abs(pairs - 0.01) < 0.001  # neighbours are independent
+
+
+def test_bundled_encoder_is_the_published_one(monkeypatch):
+    info = M.inspect_encoder(BUNDLED)
+    assert (info.parameters, info.layers, info.max_positions, info.config.hidden_size) == (22_565_376, 6, 512, 384)
+    monkeypatch.setattr(M, "BUNDLED_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="not the published"):
+        M.inspect_encoder(BUNDLED)
+
+
+def test_position_limits(tmp_path):
+    limits = {k: M.inspect_encoder(make(tmp_path / k, k)).max_positions for k in ("bert", "roberta", "mpnet", "deberta-v2", "modernbert")}
+    assert limits == {"bert": 64, "roberta": 62, "mpnet": 62, "deberta-v2": None, "modernbert": None}
+
+
+def test_half_precision_checkpoint_is_read_as_fp32(tmp_path):
+    make(tmp_path / "a", "deberta-v2")
+    f = tmp_path / "a" / "model.safetensors"
+    save_file({k: v.half() for k, v in load_file(f).items()}, f, {"format": "pt"})
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config.pop("dtype", None)
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    assert {p.dtype for p in M.load_encoder(str(tmp_path / "a")).parameters()} == {torch.float32}
+
+
+def test_missing_weights_are_an_error(tmp_path, bert):
+    other = make(tmp_path / "a", "distilbert")
+    shutil.copy(bert / "model.safetensors", other)
+    with pytest.raises(UserError, match="lack|can't be loaded"):
+        M.load_encoder(other)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer file"),
+    (lambda p: (p / "config.json").unlink(), "no config.json"),
+    (lambda p: (p / "config.json").write_text("{"), "can't be loaded"),
+    (lambda p: (p / "tokenizer.json").write_text("{}"), "can't be loaded"),
+    (lambda p: make_tokenizer(first=[f"w{i}" for i in range(99)]).save_pretrained(p), "don't belong together"),
+])  # fmt: skip
+def test_damaged_model_folders(tmp_path, spoil, words):
+    folder = make_bert(tmp_path / "a")
+    spoil(folder)
+    with pytest.raises(UserError, match=words):
+        M.inspect_encoder(str(folder))
+
+
+def test_pooling():
+    hidden, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert torch.equal(M.pool(hidden, mask, "cls"), hidden[:, 0])
+    assert torch.allclose(M.pool(hidden, mask, "mean"), torch.stack([hidden[0, :2].mean(0), hidden[1].mean(0)]))
+
+
+def test_head_stays_fp32_under_autocast(bert):
+    m = M.EmotionClassifier(M.load_encoder(str(bert)), 5)
+    _, batch = batch_of(make_tokenizer())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert m(**batch).dtype == torch.float32
+
+
+def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
+    """Laid out as DeBERTa-v3 lies on the Hub: spm.model, pytorch_model.bin in fp16, no tokenizer.json."""
+    import sentencepiece
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(f"{t} number {i}" for i in range(60) for t in TEXTS))
+    folder = tmp_path / "m"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spm"), vocab_size=48, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+        pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", user_defined_symbols=["[MASK]"], minloglevel=2,
+    )  # fmt: skip
+    (folder / "spm.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    make_config, size, _ = ARCHITECTURES["deberta-v2"]
+    config = make_config(vocab_size=64, **size)
+    encoder = T.AutoModel.from_config(config).half()
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.to_dict().items() if k not in ("dtype", "torch_dtype")}))
+    torch.save({f"deberta.{k}": v for k, v in encoder.state_dict().items()}, folder / "pytorch_model.bin")
+    info = M.inspect_encoder(str(folder))
+    m = M.EmotionClassifier(M.load_encoder(info.path), 3).eval()
+    assert torch.equal(m.encoder.get_input_embeddings().weight, encoder.get_input_embeddings().weight.float())
+    tokens, batch = batch_of(info.tokenizer)
+    assert (tokens.ids == info.tokenizer.unk_token_id).mean() < 0.2 and m(**batch).isfinite().all()

@@ -1,0 +1,220 @@
+"""Prediction with a finished run, and the literal commands. python -m pytest tests/test_predict.py"""
+
+import csv
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_bert, make_rows, write_csv
+
+import metrics
+import model as M
+import predict
+from config import HERE, UserError
+from data import read_csv, tokenize
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, to be spoiled."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path):
+    opener = gzip.open if str(path).endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8", newline="") as f:
+        return list(csv.reader(f))
+
+
+def expected(finished, texts):
+    """The mean of the folds' probabilities, one text at a time, by plain calls."""
+    tokenizer = M.inspect_encoder(str(finished / "fold_0")).tokenizer
+    models = [M.EmotionClassifier.load(finished / f"fold_{k}", 5, "mean") for k in range(3)]
+    with torch.no_grad():
+        one = [torch.stack([torch.sigmoid(m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False))) for m in models]).mean(0) for t in texts]
+    return torch.cat(one).numpy()
+
+
+def test_submission_probabilities_and_scores(finished, test_csv, capsys):
+    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv", "--precision", "fp32"]) == 0
+    table = read_csv(test_csv, None, LABELS)
+    s, p = read("s.csv"), read("p.csv")
+    assert s[0] == p[0] == ["id", *LABELS] and [r[0] for r in s[1:]] == [r[0] for r in p[1:]] == table.ids
+    values, th = np.array([r[1:] for r in p[1:]], dtype=np.float32), np.load(finished / "th.npy")
+    assert np.allclose(values, expected(finished, table.texts), atol=1e-5)
+    found = np.array([r[1:] for r in s[1:]], dtype=int)
+    assert np.array_equal(found, metrics.detect(values, th))
+    out = capsys.readouterr().out
+    assert f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out and "s.csv (40 rows)" in out
+    assert all(f"Predicting fold {k} ..." in out for k in range(3)) and "id,anger,fear" in out
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
+def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", chunk)
+    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv", "--precision", "fp32"]) == 0
+    p = read("p.csv")
+    assert [r[0] for r in p[1:]] == read_csv(test_csv, None, LABELS).ids
+    want = expected(finished, read_csv(test_csv, None, LABELS).texts)
+    assert np.allclose(np.array([r[1:] for r in p[1:]], dtype=np.float32), want, atol=1e-5)
+
+
+def test_each_fold_tokenises_no_more(finished, test_csv, monkeypatch):
+    calls = []
+    monkeypatch.setattr(predict, "tokenize", lambda *a: calls.append(a) or tokenize(*a))
+    assert predict.main(["--run", str(finished), "--input", str(test_csv)]) == 0 and len(calls) == 1
+
+
+def test_without_labels_and_with_other_order(finished):
+    rows = [[r[1], r[0]] for r in make_rows(9, 3)]
+    write_csv("in.csv", rows, ["comment_text", "id"])
+    assert predict.main(["--run", str(finished), "--input", "in.csv"]) == 0
+    assert [r[0] for r in read("submission.csv")] == ["id", *(r[1] for r in rows)]
+
+
+def test_gzip_in_and_out(finished, test_csv, monkeypatch):
+    with gzip.open("in.csv.gz", "wb") as f:
+        f.write(test_csv.read_bytes())
+    monkeypatch.setattr(predict, "CHUNK", 15)
+    assert predict.main(["--run", str(finished), "--input", "in.csv.gz", "--output", "s.csv.gz"]) == 0
+    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv"]) == 0
+    assert read("s.csv.gz") == read("s.csv")
+
+
+def test_empty_input_gives_a_header(finished, capsys):
+    write_csv("in.csv", [])
+    assert predict.main(["--run", str(finished), "--input", "in.csv"]) == 0
+    assert read("submission.csv") == [["id", *LABELS]] and "no rows" in capsys.readouterr().err
+
+
+def test_text_and_predict_emotions(finished, capsys):
+    texts = ["i am so happy", "the dog ran"]
+    assert predict.main(["--run", str(finished), "--text", *texts, "--precision", "fp32"]) == 0
+    out = capsys.readouterr().out
+    p = expected(finished, texts)
+    assert float(re.search(r"Text: i am so happy\n  anger +([\d.]+)\n", out)[1]) == pytest.approx(p[0, 0], abs=1e-4) and "Detected emotions: joy\n" in out
+    assert "Detected emotions: None" in out
+    r = predict.predict_emotions(texts, str(finished), precision="fp32")
+    assert [x["emotions"] for x in r] == [["joy"], []] and list(r[0]["probabilities"]) == LABELS
+    assert np.allclose([list(x["probabilities"].values()) for x in r], p, atol=1e-5)
+    everything = predict.predict_emotions(texts, str(finished), thresholds="0")
+    assert everything[0]["emotions"] == LABELS
+
+
+def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsys):
+    base = ["--run", str(run), "--input", str(test_csv)]
+    assert predict.main([*base, "--thresholds", "0"]) == 0
+    assert all(r[1:] == ["1"] * 5 for r in read("submission.csv")[1:])
+    assert predict.main([*base, "--thresholds", "th.npy"]) == 0  # found inside the run
+    inside = read("submission.csv")
+    shutil.copy(run / "th.npy", "th.npy")
+    assert predict.main([*base, "--thresholds", "th.npy"]) == 0 and read("submission.csv") == inside  # the same at both places
+    np.save("th.npy", np.full(5, 0.3, np.float32))
+    assert predict.main([*base, "--thresholds", "th.npy"]) == 2 and "differ" in capsys.readouterr().err
+    assert predict.main([*base, "--thresholds", "./missing.npy"]) == 2
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda run: shutil.rmtree(run / "fold_1"), "fold 1 is missing"),
+    (lambda run: (run / "fold_1" / "DONE.json").unlink(), "fold 1 is missing"),
+    (lambda run: (run / "fold_2" / "head.safetensors").unlink(), "head.safetensors: missing"),
+    (lambda run: (run / "fold_2" / "model.safetensors").write_bytes(b"x"), "truncated"),
+    (lambda run: (run / "metrics.json").unlink(), "metrics.json is missing"),
+    (lambda run: (run / "config.json").unlink(), "config.json: missing"),
+    (lambda run: (run / "th.npy").unlink(), "no such file"),
+    (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "its labels are"),
+    (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "another run"),
+])  # fmt: skip
+def test_spoilt_runs_are_refused(run, test_csv, spoil, words, capsys):
+    spoil(run)
+    assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not os.path.exists("submission.csv")
+
+
+def test_seen_texts_are_counted(finished, train_csv, capsys):
+    assert predict.main(["--run", str(finished), "--input", str(train_csv)]) == 0
+    assert "120 of 120 texts are among those this run was trained on" in capsys.readouterr().err
+
+
+def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
+    """Killed after each chunk in turn: the same bytes, and no chunk predicted twice."""
+    monkeypatch.setattr(predict, "CHUNK", 10)
+    argv = ["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv"]
+    assert predict.main(argv) == 0
+    want = (open("s.csv").read(), open("p.csv").read())
+    want_out = capsys.readouterr().out.splitlines()[-8:]
+    real, calls = predict.Ensemble.probabilities, []
+
+    def killed(self, texts, *a):
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            raise UserError("killed", 137)
+        return real(self, texts, *a)
+
+    os.unlink("s.csv")
+    monkeypatch.setattr(predict.Ensemble, "probabilities", killed)
+    codes = [predict.main(argv) for _ in range(4)]
+    assert codes == [137, 137, 137, 0] and len(calls) == 7  # four chunks, three of them begun twice
+    assert (open("s.csv").read(), open("p.csv").read()) == want
+    out = capsys.readouterr().out
+    assert "goes on after row 30 of 40" in out and out.splitlines()[-8:] == want_out  # the scores, too, are of all rows
+    assert not [n for n in os.listdir() if "part" in n]
+
+
+def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 10)
+    shutil.copy(test_csv, "in.csv")
+    argv = ["--run", str(finished), "--input", "in.csv"]
+    real, calls = predict.Ensemble.probabilities, []
+    monkeypatch.setattr(predict.Ensemble, "probabilities", lambda self, *a: real(self, *a) if len(calls) == 2 or calls.append(1) else sys.exit(9))
+    with pytest.raises(SystemExit):
+        calls.append(1) or monkeypatch.setattr(predict.Work, "append", lambda *a: sys.exit(9))
+        predict.main(argv)
+    monkeypatch.undo()
+    os.chdir(os.path.dirname(os.path.abspath("in.csv")))
+    write_csv("in.csv", make_rows(30, 9))
+    assert predict.main(argv) == 0 and len(read("submission.csv")) == 31
+
+
+def test_the_literal_commands(tmp_path):
+    """python train.py --model bert-base-uncased --folds 5; python predict.py --thresholds th.npy: so typed, from a Hub cache."""
+    snapshot = tmp_path / "hub" / "models--bert-base-uncased" / "snapshots" / "abc123"
+    snapshot.parent.mkdir(parents=True)
+    make_bert(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc123")
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+
+    def call(*argv):
+        return subprocess.run([sys.executable, HERE / argv[0], *argv[1:]], capture_output=True, text=True, cwd=tmp_path, env=env)
+
+    done = call("train.py", "--model", "bert-base-uncased", "--folds", "5")
+    assert done.returncode == 0, done.stderr
+    assert "unknown to this tokenizer" in done.stderr and done.stderr.count("\n") == 1 and "cross-fitted (quote this one)" in done.stdout
+    run = next((tmp_path / "runs").iterdir())
+    assert run.name.startswith("bert-base-uncased-") and json.loads((run / "env.json").read_text())["hub_revision"] == "abc123"
+    done = call("predict.py", "--thresholds", "th.npy")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_csv(HERE / "examples" / "test.csv", None, LABELS).ids
+
+
+def test_an_unknown_model_offline_is_one_line(capsys, monkeypatch, train_csv):
+    import train
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert train.main(["--train", str(train_csv), "--model", "no-such/model"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "HF_HUB_OFFLINE" in err and "local folder" in err and not os.path.exists("runs")

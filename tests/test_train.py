@@ -1,0 +1,245 @@
+"""The loop and the run folder it leaves. python -m pytest tests/test_train.py"""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import stat
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_rows, outputs, write_csv
+from sklearn.metrics import f1_score
+
+import metrics
+import model as M
+import train
+from config import Config
+from data import read_csv
+
+
+def config(**kw) -> Config:
+    return dataclasses.replace(Config(), device="cpu", precision="fp32", lr=1e-3, epochs=1, pooling="mean", dropout=0.0, **kw)
+
+
+@pytest.fixture
+def tiny(bert):
+    torch.manual_seed(0)
+    return M.EmotionClassifier(M.load_encoder(str(bert)), 5, "mean", 0.0).eval()
+
+
+def random_batch(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 30, (n, 8), generator=g)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (n, 5), generator=g).float()}
+
+
+def part(batch, a, b):
+    return {k: v[a:b] for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("cuts", [(0, 16, 32, 37), (0, 5, 37), (0, 1, 36, 37)])
+def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
+    batch, steps = random_batch(37), []
+    for edges in ((0, 37), cuts):
+        torch.manual_seed(1)
+        m = M.EmotionClassifier(tiny.encoder, 5, "mean", 0.0).eval()
+        grads = {}
+
+        class Spy(torch.optim.SGD):
+            def step(self, closure=None, m=m, grads=grads):
+                grads.update({n: p.grad.clone() for n, p in m.named_parameters()})
+
+        micro = [part(batch, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        out = train.train_step(m, Spy(m.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), micro, config(max_grad_norm=1e9), None)
+        steps.append((out, grads))
+    assert torch.allclose(steps[0][0], steps[1][0], atol=1e-6)
+    assert steps[0][1] and all(torch.allclose(g, steps[1][1][n], atol=1e-6) for n, g in steps[0][1].items())
+
+
+def test_gradient_is_unscaled_before_it_is_clipped(tiny):
+    """With a scaler the clipped gradient has the asked norm; clipped before unscaling it would be 65536 times smaller."""
+    seen = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, *a, **k):
+            seen.append(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm().item())
+
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    optimizer = Spy(tiny.parameters(), 0.1)
+    norm = train.train_step(tiny, optimizer, scaler, [random_batch(8)], config(max_grad_norm=0.01), None)[1]
+    assert norm > 0.01 and seen == [pytest.approx(0.01, rel=1e-3)]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_learning_rate_rises_then_falls_and_is_never_0(kind):
+    f = [train.lr_factor(i, 100, 10, kind) for i in range(100)]
+    assert all(a < b for a, b in zip(f[:10], f[1:11], strict=True)) and f[10] == 1 and min(f) > 0
+    assert f[99] == {"linear": pytest.approx(1 / 90), "cosine": pytest.approx(0, abs=1e-3), "constant": 1}[kind]
+    assert all(a >= b for a, b in zip(f[10:], f[11:], strict=False)) and train.lr_factor(0, 5, 0, kind) == 1
+
+
+def test_losses_against_their_formulas():
+    z, y = torch.randn(7, 5), torch.randint(0, 2, (7, 5)).float()
+    p = torch.sigmoid(z)
+    bce = -(y * p.log() + (1 - y) * (1 - p).log())
+    assert torch.allclose(train.loss_per_row(z, y, config(), None), bce.mean(1), atol=1e-5)
+    pt = torch.where(y == 1, p, 1 - p)
+    assert torch.allclose(train.loss_per_row(z, y, config(loss="focal"), None), (bce * (1 - pt) ** 2).mean(1), atol=1e-5)
+    w = torch.tensor([1.0, 2, 3, 4, 5])
+    weighted = -(w * y * p.log() + (1 - y) * (1 - p).log())
+    assert torch.allclose(train.loss_per_row(z, y, config(), w), weighted.mean(1), atol=1e-5)
+    t = y * 0.8 + 0.1
+    assert torch.allclose(train.loss_per_row(z, y, config(label_smoothing=0.2), None), -(t * p.log() + (1 - t) * (1 - p).log()).mean(1), atol=1e-5)
+
+
+def test_no_decay_on_vectors(tiny):
+    decayed, not_decayed = train.make_optimizer(tiny, config()).param_groups
+    names = {id(p): n for n, p in tiny.named_parameters()}
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in not_decayed["params"]) and not_decayed["weight_decay"] == 0
+    assert all("LayerNorm" not in names[id(p)] for p in decayed["params"]) and decayed["weight_decay"] == 0.01
+    assert len(decayed["params"]) + len(not_decayed["params"]) == len(names)
+
+
+def test_better_epoch():
+    row = {"macro_f1": 0.0, "val_loss": 0.5}
+    assert train.better(row, None) and not train.better(row, row)
+    assert train.better({**row, "val_loss": 0.4}, row) and train.better({"macro_f1": 0.1, "val_loss": 9.0}, row)
+
+
+def test_run_folder(finished, train_csv):
+    """Every file of the contract, and every number recomputed from oof.csv."""
+    assert {p.name for p in finished.iterdir()} >= {"config.json", "env.json", "texts.npy", "log.jsonl", "oof.csv", "th.npy", "metrics.json"}
+    want = {"config.json", "model.safetensors", "tokenizer.json", "head.safetensors", "oof.npy", "log.jsonl", "DONE.json", "lock"}
+    assert all(want <= {p.name for p in (finished / f"fold_{k}").iterdir()} for k in range(3))
+    assert not list(finished.rglob("state.pt")) and not list(finished.rglob(".*tmp*"))
+    assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE((finished / "oof.csv").stat().st_mode)
+    table = read_csv(train_csv, None, LABELS)
+    rows = list(csv.DictReader(open(finished / "oof.csv", encoding="utf-8")))
+    assert [r["id"] for r in rows] == table.ids and list(rows[0]) == ["id", "fold", *LABELS]
+    p = np.array([[float(r[n]) for n in LABELS] for r in rows], dtype=np.float32)
+    fold = np.array([int(r["fold"]) for r in rows])
+    th, m = np.load(finished / "th.npy"), json.loads((finished / "metrics.json").read_text())
+    assert th.dtype == np.float32 and th.shape == (5,)
+    y = table.labels
+    assert m["macro_f1_at_half"] == pytest.approx(f1_score(y, p >= np.float32(0.5), average="macro", zero_division=0))
+    assert m["macro_f1_tuned"] == pytest.approx(f1_score(y, p >= th, average="macro", zero_division=0))
+    crossed = metrics.cross_fit(y, p, fold)
+    assert m["macro_f1_cross_fitted"] == pytest.approx(f1_score(y, crossed, average="macro", zero_division=0))
+    assert m["exact_match_cross_fitted"] == pytest.approx((crossed == y).all(1).mean())
+    low, high = m["macro_f1_cross_fitted_ci95"]
+    assert low <= m["macro_f1_cross_fitted"] <= high and set(m["per_label"]) == set(LABELS)
+    assert {"macro_precision_cross_fitted", "macro_recall_cross_fitted", "micro_precision_cross_fitted", "micro_f1_cross_fitted"} <= set(m)
+    assert {"train_rows_per_s", "seconds", "peak_rss_mb", "folds"} <= set(m) and len(m["folds"]) == 3
+    log = [json.loads(x) for x in (finished / "log.jsonl").read_text().splitlines()]
+    assert [(r["fold"], r["epoch"]) for r in log] == [(k, e) for k in range(3) for e in range(10)]
+    assert {"train_loss", "val_loss", "macro_f1", "lr", "rows_per_s"} <= set(log[0]) and log[9]["train_loss"] < log[0]["train_loss"]
+    for k in range(3):  # the stored probabilities are those of the best epoch
+        best = max(log[10 * k : 10 * k + 10], key=lambda r: (r["macro_f1"], -r["val_loss"]))
+        mine = fold == k
+        assert metrics.scores(y[mine], p[mine] >= np.float32(0.5))["macro_f1"] == pytest.approx(best["macro_f1"])
+    assert m["macro_f1_cross_fitted"] > 0.9  # the cue words are learned
+
+
+def test_saved_encoder_is_transformers_own_and_goes_on(finished, tmp_path, train_csv, capsys):
+    from transformers import AutoModel
+
+    plain = AutoModel.from_pretrained(finished / "fold_0").eval()
+    ours = M.EmotionClassifier.load(finished / "fold_0", 5, "mean").encoder
+    ids = torch.tensor([[2, 7, 9, 3]])
+    with torch.no_grad():
+        assert torch.equal(plain(ids).last_hidden_state, ours(ids).last_hidden_state)
+    argv = ["--model", str(finished / "fold_0"), "--train", str(train_csv), "--folds", "2", "--epochs", "1", "--out", str(tmp_path / "on")]
+    assert train.main(argv) == 0
+    assert "120 of 120 texts are among those this encoder was trained on" in capsys.readouterr().err
+
+
+def test_what_is_printed(flags, tmp_path, capsys):
+    assert train.main([*flags, "--out", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    for words in ("device cpu", "fp32", "parameters", "rows 120", "label combinations", "duplicate texts", "cut at --max-length", "row 0: [CLS]"):
+        assert words in out, words
+    line = r"fold 0 epoch +1/2 \| train loss [\d.]+ \| val loss [\d.]+ \| exact match [\d.]+ \| macro-F1 [\d.]+ \| lr [\d.e-]+ \| \d+ rows/s"
+    assert re.search(line, out)
+    for words in ("Precision", "thresholds: anger 0.", "at 0.5", "optimistic", "cross-fitted (quote this one)", "95 % interval"):
+        assert words in out, words
+
+
+def test_hold_out(flags, tmp_path):
+    i = flags.index("--folds")
+    assert train.main([*flags[:i], "--folds", "1", *flags[i + 2 :], "--out", str(tmp_path / "a")]) == 0
+    rows = list(csv.DictReader(open(tmp_path / "a" / "oof.csv")))
+    assert len(rows) == 24 and {r["fold"] for r in rows} == {"0"}
+    m = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert len(m["folds"]) == 1 and sum(m["per_label"]["joy"][k] for k in ("tp", "fp", "fn", "tn")) == 24
+
+
+@pytest.mark.parametrize("extra", [
+    ["--loss", "focal"], ["--pos-weight"], ["--label-smoothing", "0.1"], ["--freeze", "1"], ["--scheduler", "cosine"],
+    ["--pooling", "cls"], ["--accumulate", "3", "--batch-size", "5"], ["--precision", "fp16"], ["--precision", "bf16"], ["--warmup-ratio", "0"],
+])  # fmt: skip
+def test_every_option_trains(flags, tmp_path, extra, bert):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert train.main([*flags, "--folds", "2", *extra, "--fold", "0", "--out", str(tmp_path / "a")]) == 0
+    log = [json.loads(x) for x in (tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    assert log[1]["train_loss"] < log[0]["train_loss"] and math.isfinite(log[1]["val_loss"])
+    old, new = M.load_encoder(str(bert)).state_dict(), M.load_encoder(str(tmp_path / "a" / "fold_0")).state_dict()
+    frozen = [n for n in old if "embeddings" in n or "layer.0." in n]
+    assert all(torch.equal(old[n], new[n]) for n in frozen) == ("--freeze" in extra)
+    assert not torch.equal(old["encoder.layer.1.output.dense.weight"], new["encoder.layer.1.output.dense.weight"])
+
+
+def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_path, monkeypatch):
+    rows = make_rows(60)
+    for r in rows:
+        r[3] = "0"  # fear never
+    seen = []
+    real = train.train_step
+    monkeypatch.setattr(train, "train_step", lambda *a: seen.append(a[-1]) or real(*a))
+    i = flags.index("--train")
+    argv = [*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--pos-weight", "--fold", "0"]
+    assert train.main([*argv, "--out", str(tmp_path / "a")]) == 0
+    assert seen[0][1] == 1 and seen[0].isfinite().all() and seen[0][0] > 1
+
+
+def test_patience_stops_early(flags, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.4, 0.3, 0.9, 0.9, 0.9])
+    real = train.held_out_scores
+    monkeypatch.setattr(train, "held_out_scores", lambda *a: {**real(*a), "macro_f1": next(scores)})
+    assert train.main([*flags, "--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(tmp_path / "a")]) == 0
+    done = json.loads((tmp_path / "a" / "fold_0" / "DONE.json").read_text())
+    assert done["best"]["epoch"] == 0 and len((tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_duplicates_never_straddle_folds(flags, tmp_path):
+    rows = make_rows(60) + [[f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))]
+    i = flags.index("--train")
+    assert train.main([*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--out", str(tmp_path / "a")]) == 0
+    fold = [r["fold"] for r in csv.DictReader(open(tmp_path / "a" / "oof.csv"))]
+    assert fold[:60] == fold[60:] and len(set(fold)) == 3
+
+
+def test_default_run_folder_is_found_again(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(flags) == 0
+    first = sorted(p.name for p in (tmp_path / "runs").iterdir())
+    assert train.main(flags) == 0 and "finished before" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == first and first[0].startswith("tiny-bert-")
+    assert train.main([*flags, "--seed", "1"]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    again = ["--config", str(tmp_path / "runs" / first[0] / "config.json"), "--out", str(tmp_path / "b")]
+    assert train.main(again) == 0
+    assert outputs(tmp_path / "b") == outputs(tmp_path / "runs" / first[0])
+
+
+def test_folds_trained_apart_equal_folds_in_a_row(flags, tmp_path):
+    assert train.main([*flags, "--out", str(tmp_path / "a")]) == 0
+    for k in (2, 0, 1):
+        assert not (tmp_path / "b" / "metrics.json").exists()
+        assert train.main([*flags, "--out", str(tmp_path / "b"), "--fold", str(k)]) == 0
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
