@@ -200,7 +200,7 @@ def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) 
     """
     _, group = np.unique(hashes, return_inverse=True)
     G, C = int(group.max()) + 1, labels.shape[1]
-    if G < folds:
+    if folds > G:
         raise UserError(f"--folds {folds}: only {G} distinct texts - use fewer folds")
     size = np.bincount(group, minlength=G)
     counts = np.stack([np.bincount(group, labels[:, j], G) for j in range(C)], 1).astype(np.int64)  # (G, C)

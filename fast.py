@@ -1,7 +1,7 @@
 """What makes training fast without changing what it computes; train.py works the same without it.
 
 `shrink_embedding`: train only the rows of the token table that occur (exact: the others get no gradient, and their
-decay is put back at saving). `ByteDropout`: the same Bernoulli masks from a faster generator (CPU only).
+decay is put back at saving). `fast_dropout`: masks of the same kind from a faster generator (CPU only).
 """
 
 import contextlib
@@ -9,36 +9,67 @@ import contextlib
 import numpy as np
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from data import Tokens
 
 
-class ByteDropout(nn.Module):
-    """nn.Dropout whose mask comes from 16 bits a number of SFC64 instead of torch's serial CPU generator.
+def byte_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout on the CPU whose mask comes from 16 bits a number of SFC64 instead of torch's serial generator.
 
-    The keep probability is rounded to 1/65536. Seeded from torch's generator, so torch.manual_seed governs it.
+    The drop probability is rounded to 1/65536. Seeded from torch's generator, so torch.manual_seed governs it.
     """
+    seed = int(torch.randint(2**62, ()))
+    bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
+    mask = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(torch.from_numpy(bits).view(x.shape), round(p * 65536) - 32768, out=mask)
+    return x * mask.mul_(1 / (1 - p))
+
+
+class ByteDropout(nn.Module):
+    """nn.Dropout by `byte_dropout` while training on a CPU."""
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or not self.p or x.device.type != "cpu":
-            return nn.functional.dropout(x, self.p, self.training)
-        seed = int(torch.randint(2**62, ()))
-        bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-        mask = torch.empty(x.shape, dtype=x.dtype)
-        torch.ge(torch.from_numpy(bits).view(x.shape), round(self.p * 65536) - 32768, out=mask)
-        return x * mask.mul_(1 / (1 - self.p))
+        if self.training and self.p and x.device.type == "cpu":
+            return byte_dropout(x, self.p)
+        return nn.functional.dropout(x, self.p, self.training)
 
 
-def fast_dropout(model: nn.Module) -> None:
-    """Replace every nn.Dropout inside; functional dropouts (SDPA's, say) stay torch's."""
-    for parent in list(model.modules()):
+def byte_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """transformers' SDPA; where that would drop out attention weights on a CPU, the same sums with `byte_dropout`.
+
+    query, key, value (B, heads, T, d) -> (B, T, heads, d), None.
+    """
+    causal = attention_mask is None and getattr(module, "is_causal", True)
+    plain = kwargs.get("position_bias") is None and getattr(module, "num_key_value_groups", 1) == 1 and not causal
+    if not (dropout and plain and query.device.type == "cpu"):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    weights = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (B, heads, T, T)
+    if attention_mask is not None:
+        bias = torch.zeros(attention_mask.shape, dtype=weights.dtype)
+        weights = weights + (bias.masked_fill_(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else attention_mask)
+    weights = byte_dropout(weights.softmax(-1), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("sdpa_byte_dropout", byte_attention)
+AttentionMaskInterface.register("sdpa_byte_dropout", sdpa_mask)
+
+
+def fast_dropout(encoder: nn.Module) -> None:
+    """Use the faster masks in every nn.Dropout and, where the encoder attends by SDPA, in its attention."""
+    for parent in list(encoder.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, ByteDropout(child.p))
+    if encoder.config._attn_implementation == "sdpa":
+        encoder.set_attn_implementation("sdpa_byte_dropout")
 
 
 def used_tokens(tokens: Tokens, pad_id: int) -> np.ndarray:

@@ -34,9 +34,44 @@ from tqdm import tqdm
 import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
-from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
-from model import EmotionClassifier, EncoderInfo, autocast, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
-from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, file_sha256, load_state, locked, peak_rss_mb, publish, save_state, whole_file, write_json  # fmt: skip
+from data import (  # fmt: skip
+    Collator,
+    EmotionDataset,
+    Table,
+    Tokens,
+    assign_folds,
+    data_report,
+    length_batches,
+    read_csv,
+    text_hashes,
+    tokenize,
+)
+from model import (  # fmt: skip
+    EmotionClassifier,
+    EncoderInfo,
+    autocast,
+    inspect_encoder,
+    layers_of,
+    load_encoder,
+    predict_logits,
+    resolve_device,
+    sigmoid,
+)
+from run import (  # fmt: skip
+    STATE_EVERY,
+    Interrupted,
+    Run,
+    Signals,
+    code_sha256,
+    file_sha256,
+    load_state,
+    locked,
+    peak_rss_mb,
+    publish,
+    save_state,
+    whole_file,
+    write_json,
+)
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
 
@@ -209,7 +244,7 @@ def make_model(job: Job, k: int) -> EmotionClassifier:
         for part in (model.encoder.get_input_embeddings(), getattr(model.encoder, "embeddings", None), *layers_of(model.encoder)[: config.freeze]):  # fmt: skip
             if part is not None:
                 part.requires_grad_(False)
-    fast.fast_dropout(model)
+    fast.fast_dropout(model.encoder)
     return model.to(config.device).train()
 
 

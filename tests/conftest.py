@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 torch.set_num_threads(2)
 LABELS = ["anger", "fear", "joy", "sadness", "surprise"]
-WORDS = "i am so the a of rain dog night storm lost won party grave shout door nobody came slammed gift laughed cried ran".split()
+WORDS = ["i", "am", "so", "the", "a", "of", "rain", "dog", "night", "storm", "lost", "won", "party", "grave", "shout", "door", "nobody", "came", "slammed", "gift", "laughed", "cried", "ran"]
 CUES = {"anger": "furious", "fear": "afraid", "joy": "happy", "sadness": "weeping", "surprise": "suddenly"}
 
 

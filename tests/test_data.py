@@ -9,7 +9,18 @@ import pytest
 from conftest import LABELS, make_rows, make_tokenizer, write_csv
 
 from config import UserError
-from data import (Collator, EmotionDataset, assign_folds, length_batches, normalise, read_chunks, read_csv, text_hashes, token_batches, tokenize)  # fmt: skip
+from data import (  # fmt: skip
+    Collator,
+    EmotionDataset,
+    assign_folds,
+    length_batches,
+    normalise,
+    read_chunks,
+    read_csv,
+    text_hashes,
+    token_batches,
+    tokenize,
+)
 
 
 def test_texts_and_ids_stay_as_written(tmp_path):

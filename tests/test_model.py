@@ -119,6 +119,38 @@ def test_byte_dropout_drops_as_asked_and_repeats():
     assert abs(pairs - 0.01) < 0.001  # neighbours are independent
 
 
+def test_byte_attention_is_sdpa_but_for_the_masks(monkeypatch):
+    q, k, v = torch.randn(3, 2, 4, 7, 8).unbind(0)
+    mask = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    mask[1, ..., 5:] = False
+    drops, module = [], torch.nn.Module()
+    module.is_causal = False
+    monkeypatch.setattr(fast, "byte_dropout", lambda x, p: drops.append(p) or x)
+    for m in (None, mask, torch.zeros(2, 1, 7, 7).masked_fill(~mask, torch.finfo(torch.float32).min)):
+        plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, m, scale=0.3).transpose(1, 2)
+        for p in (0.0, 0.1):
+            out, _ = fast.byte_attention(module, q, k, v, m, dropout=p, scaling=0.3)
+            assert torch.allclose(out, plain, atol=1e-6)
+    assert drops == [0.1] * 3
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, monkeypatch):
+    info = M.inspect_encoder(make(tmp_path / "a", kind))
+    m = M.EmotionClassifier(M.load_encoder(info.path), 3)
+    _, batch = batch_of(info.tokenizer)
+    with torch.no_grad():
+        before = m.eval()(**batch)
+        fast.fast_dropout(m.encoder)
+        assert torch.allclose(m.eval()(**batch), before, atol=1e-6)
+        drops, real = [], fast.byte_dropout
+        monkeypatch.setattr(fast, "byte_dropout", lambda x, p: drops.append(p) or real(x, p))
+        m.train()(**batch)
+    assert bool(drops) == (kind not in ("albert", "modernbert"))  # whose dropouts are 0
+    m.encoder.save_pretrained(tmp_path / "b")
+    assert "byte" not in (tmp_path / "b" / "config.json").read_text()
+
+
 def test_bundled_encoder_is_the_published_one(monkeypatch):
     info = M.inspect_encoder(BUNDLED)
     assert (info.parameters, info.layers, info.max_positions, info.config.hidden_size) == (22_565_376, 6, 512, 384)

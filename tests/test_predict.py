@@ -191,11 +191,12 @@ def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch):
 
 def test_the_literal_commands(tmp_path):
     """python train.py --model bert-base-uncased --folds 5; python predict.py --thresholds th.npy: so typed, from a Hub cache."""
-    snapshot = tmp_path / "hub" / "models--bert-base-uncased" / "snapshots" / "abc123"
+    revision = "0123456789abcdef" * 2 + "01234567"
+    snapshot = tmp_path / "hub" / "models--bert-base-uncased" / "snapshots" / revision
     snapshot.parent.mkdir(parents=True)
     make_bert(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("abc123")
+    (snapshot.parents[1] / "refs" / "main").write_text(revision)
     env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
 
     def call(*argv):
@@ -205,7 +206,7 @@ def test_the_literal_commands(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "unknown to this tokenizer" in done.stderr and done.stderr.count("\n") == 1 and "cross-fitted (quote this one)" in done.stdout
     run = next((tmp_path / "runs").iterdir())
-    assert run.name.startswith("bert-base-uncased-") and json.loads((run / "env.json").read_text())["hub_revision"] == "abc123"
+    assert run.name.startswith("bert-base-uncased-") and json.loads((run / "env.json").read_text())["hub_revision"] == revision
     done = call("predict.py", "--thresholds", "th.npy")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_csv(HERE / "examples" / "test.csv", None, LABELS).ids
