@@ -57,6 +57,7 @@ from model import (  # fmt: skip
     resolve_device,
     sigmoid,
 )
+from report import draw_report
 from run import (  # fmt: skip
     STATE_EVERY,
     Interrupted,
@@ -447,6 +448,7 @@ def write_totals(job: Job, run: Run) -> None:
     crossed = metrics.cross_fit(y, p, judged)
     s = {"at_half": metrics.scores(y, metrics.detect(p, np.float32(0.5))), "tuned": metrics.scores(y, metrics.detect(p, th)), "cross_fitted": metrics.scores(y, crossed)}  # fmt: skip
     draws = metrics.bootstrap_f1(y, crossed, seed=config.seed)
+    draws_ci = metrics.interval(draws.mean(1))
     per_label = metrics.per_label(y, p, crossed, th, names)
     for j, name in enumerate(names):
         per_label[name]["f1_ci95"] = metrics.interval(draws[:, j])
@@ -454,7 +456,7 @@ def write_totals(job: Job, run: Run) -> None:
         "macro_f1_at_half": s["at_half"]["macro_f1"],
         "macro_f1_tuned": s["tuned"]["macro_f1"],
         **{f"{name}_cross_fitted": value for name, value in s["cross_fitted"].items()},
-        "macro_f1_cross_fitted_ci95": metrics.interval(draws.mean(1)),
+        "macro_f1_cross_fitted_ci95": draws_ci,
         "macro_f1_cross_fitted_fold_std": float(np.std([metrics.scores(y[judged == k], crossed[judged == k])["macro_f1"] for k in np.unique(judged)])),  # fmt: skip
         "per_label": per_label,
         "folds": [{**r["best"], "seconds": r["seconds"], "rows_per_s": r["rows_per_s"]} for r in results],
@@ -468,16 +470,19 @@ def write_totals(job: Job, run: Run) -> None:
         with whole_file(run.path / "th.npy") as f:
             np.save(f, th, allow_pickle=False)
         write_json(run.path / "th.json", {"labels": names, "run": run.key})
-        write_log(run.path / "log.jsonl", [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()])  # fmt: skip
+        log = [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()]
+        write_log(run.path / "log.jsonl", log)
+        title = f"{config.model}: cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.3f} [{draws_ci[0]:.3f}, {draws_ci[1]:.3f}], {len(rows)} rows"
+        with whole_file(run.path / "report.png") as f:
+            draw_report(f, log, y, p, crossed, th, draws, names, title)
         write_json(run.path / "metrics.json", values)
     print(metrics.label_table(per_label))
     print("thresholds: " + ", ".join(f"{n} {t:.2f}" for n, t in zip(names, th, strict=True)))
-    lo, hi = values["macro_f1_cross_fitted_ci95"]
     print(f"{'out-of-fold':<34} | macro-F1 | micro-F1 | exact match")
     notes = {"at_half": "at 0.5", "tuned": "tuned on the same rows (optimistic)", "cross_fitted": "cross-fitted (quote this one)"}
     for key, note in notes.items():
         print(f"{note:<35}| {s[key]['macro_f1']:8.4f} | {s[key]['micro_f1']:8.4f} | {s[key]['exact_match']:.4f}")
-    print(f"cross-fitted macro-F1 {s['cross_fitted']['macro_f1']:.4f}, 95 % interval {lo:.4f} to {hi:.4f}")
+    print(f"cross-fitted macro-F1 {s['cross_fitted']['macro_f1']:.4f}, 95 % interval {draws_ci[0]:.4f} to {draws_ci[1]:.4f}")
     default = Path(config.train).parent.name == "examples" and config.model == BUNDLED
     print(f"done: {run.path} | next: python predict.py --run {run.path}" + ("" if default else " --input new.csv"))
 
