@@ -63,7 +63,7 @@ def draw_report(f, log: list[dict], y: np.ndarray, p: np.ndarray, pred: np.ndarr
     axes[3].set(title="Cross-fitted F1, 95 % interval (positives)", xlim=(0, 1))
     _pairs(axes[5], y, pred, shown, names)
     for ax in (axes[2], axes[4]):
-        ax.legend(fontsize=8, loc="best")
+        ax.legend(fontsize=8, loc="best") if ax.get_legend_handles_labels()[0] else None
     for ax in axes[:5]:
         ax.grid(alpha=0.25)
     figure.savefig(f, format="png", metadata={"Software": None})
