@@ -153,10 +153,9 @@ def _check(f: dataclasses.Field, hint, value) -> None:
     low, high = f.metadata["low"], f.metadata["high"]
     if low is not None and not low <= value <= high:  # false for nan as well
         raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
-    for text in value if isinstance(value, list) else [value]:
-        if type(value) in (str, list) and (not isinstance(text, str) or not text or "\0" in text):
-            if f.name != "text" or not isinstance(text, str):
-                raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
+    for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+        if not _usable(text, f.name):
+            raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
     if f.name == "labels":
         twice = sorted({x for x in value if value.count(x) > 1})
         clash = sorted(set(value) & {"id", "fold", "text", "label"})
@@ -164,8 +163,19 @@ def _check(f: dataclasses.Field, hint, value) -> None:
             raise UserError(f"--labels: {', '.join(twice or clash) or 'none'} - name each label once, and none id or fold")
 
 
+def _usable(text, name: str) -> bool:
+    """Whether `text` can name a file or a column. Texts may also be empty; they and folders of models must be UTF-8."""
+    try:
+        text.encode(errors="strict" if name in ("text", "out", "run", "model") else "surrogateescape")
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return name == "text" or (text != "" and "\0" not in text)
+
+
 def _read_config(path: str) -> dict:
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("no such file")
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"--config {path}: not readable as JSON ({e})") from None

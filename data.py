@@ -129,14 +129,16 @@ def read_chunks(
     if missing and required:
         hint = "name yours with --labels" if len(missing) == len(labels) else "add it, or name others with --labels"
         raise UserError(f"{path}:1: no label column {', '.join(missing)}; the columns are {', '.join(header)[:300]} - {hint}")
+    if len(labels) > len(missing) > 0 and not quiet:
+        warn(f"{path}: no label column {', '.join(missing)} - no scores are printed")
     label_at = [] if missing else [header.index(n) for n in labels]
-    ids, texts, cells, start, blank, bad, n = [], [], [], 0, 0, [], 0
+    ids, texts, cells, at, blank, bad, n = [], [], [], [], 0, [], 0  # at: the row number of each row
 
     def table() -> Table:
         values = [TRUTH.get(c.strip().lower(), np.nan) for c in cells]
         y = np.array(values, dtype=np.float32).reshape(len(ids), len(label_at)) if label_at else None
         wrong = np.argwhere(np.isnan(y)) if y is not None else []
-        bad.extend((start + int(i), labels[j], cells[i * len(label_at) + j]) for i, j in wrong)
+        bad.extend((at[i], labels[j], cells[i * len(label_at) + j]) for i, j in wrong)
         return Table(str(path), ids, texts, y if not len(wrong) else None)
 
     for n, row in enumerate(reader, 2):
@@ -148,14 +150,13 @@ def read_chunks(
                 f"{path}:{n}: {len(row)} fields where the header has {len(header)} (it begins {','.join(row)[:40]!r}) - "
                 "put texts that hold commas or line breaks in double quotes"
             )
-        if not ids:
-            start = n
+        at.append(n)
         ids.append(row[id_at] if id_at is not None else str(n - 2 - blank))
         texts.append(row[text_at])
         cells += [row[j] for j in label_at]
         if len(ids) == rows:
             yield table()
-            ids, texts, cells = [], [], []
+            ids, texts, cells, at = [], [], [], []
     if ids or n - 1 - blank <= 0:
         yield table()
     if blank and not quiet:
@@ -200,8 +201,8 @@ def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) 
     """
     _, group = np.unique(hashes, return_inverse=True)
     G, C = int(group.max()) + 1, labels.shape[1]
-    if folds > G:
-        raise UserError(f"--folds {folds}: only {G} distinct texts - use fewer folds")
+    if G < folds:
+        raise UserError(f"--folds: only {G} distinct texts for {folds} folds (a hold-out takes five) - use fewer folds, or add rows")
     size = np.bincount(group, minlength=G)
     counts = np.stack([np.bincount(group, labels[:, j], G) for j in range(C)], 1).astype(np.int64)  # (G, C)
     _, combo = np.unique(counts > 0, axis=0, return_inverse=True)

@@ -56,7 +56,7 @@ def plain_errors(name: str):
     except UserError:
         raise
     except (Exception, RecursionError) as e:  # whatever a damaged or foreign folder makes the libraries raise
-        if not Path(name).is_dir() and isinstance(e, OSError):
+        if not os.path.isdir(name) and isinstance(e, OSError):
             offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
             why = "not in the Hub cache, and HF_HUB_OFFLINE is set" if offline else "not to be had from the Hub or its cache"
             raise UserError(

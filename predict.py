@@ -28,7 +28,7 @@ import metrics
 from config import UserError, warn
 from data import check_file, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
-from run import Run, Signals, commit, file_sha256, read_json, write_json
+from run import Run, Signals, commit, differences, file_sha256, key_of, read_json, read_npy, write_json
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
@@ -50,9 +50,15 @@ class Ensemble:
     def open(cls, folder: str | None, device: str = "auto", precision: str = "auto") -> "Ensemble":
         """Check every file of every fold. UserError that names what is missing, damaged or of another run."""
         path = Path(folder) if folder else newest_run()
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise UserError(f"--run {path}: no such run folder - give one that train.py made")
-        settings, key = read_json(path / "config.json"), read_json(path / "env.json").get("key")
+        settings, env = read_json(path / "config.json"), read_json(path / "env.json")
+        same, key = env.get("same"), env.get("key")
+        if key_of(same) != key:
+            raise UserError(f"{path / 'env.json'}: damaged or changed - put the file that train.py wrote back")
+        changed = differences(same["settings"], {k: v for k, v in settings.items() if k != "train"})
+        if changed:
+            raise UserError(f"{path / 'config.json'}: changed since training ({'; '.join(changed)}) - delete it and run the same train.py command again")  # fmt: skip
         run = Run(path, settings["folds"], key)
         unfinished = [k for k in range(run.folds) if not run.done(k)]
         if unfinished or not (path / "metrics.json").exists():
@@ -105,21 +111,13 @@ def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarra
         if not 0 <= number <= 1:
             raise UserError(f"--thresholds {given}: a threshold lies between 0 and 1")
         return np.full(len(labels), number, dtype=np.float32)
-    places = [p for p in (Path(given), run.path / given) if p.exists()] if given else [run.path / "th.npy"]
-    if given and len(places) == 2 and places[0].is_file() and file_sha256(places[0]) != file_sha256(places[1]):
+    places = [p for p in (Path(given), run.path / given) if os.path.exists(p)] if given else [run.path / "th.npy"]
+    if len(places) == 2 and all(map(os.path.isfile, places)) and file_sha256(places[0]) != file_sha256(places[1]):
         raise UserError(f"--thresholds {given}: {places[0]} and {places[1]} differ - give the whole path of the one you mean")
     if not places:
         raise UserError(f"--thresholds {given}: no such file, nor in {run.path} - train.py writes th.npy; or give a number such as 0.5")
     path = check_file(places[0], "thresholds: a th.npy that train.py wrote, or a number such as 0.5")
-    try:
-        if path.stat().st_size > 1_000_000:
-            raise ValueError("too large")
-        with open(path, "rb") as f:
-            th = np.lib.format.read_array(f, allow_pickle=False)
-        if th.dtype.kind != "f":
-            raise ValueError(f"holds {th.dtype}, not floating-point numbers")
-    except (ValueError, EOFError, OSError, MemoryError, OverflowError, SyntaxError, TypeError) as e:
-        raise UserError(f"{path}: not an array of thresholds ({str(e)[:80]}) - use the th.npy that train.py wrote") from None
+    th = read_npy(path, "f", "thresholds")
     if th.shape != (len(labels),):
         raise UserError(f"{path}: shape {th.shape}, but the run has {len(labels)} labels - use the run's own th.npy")
     for name, value in zip(labels, th, strict=True):
@@ -168,13 +166,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_outputs(config: PredictConfig) -> list[Path]:
     """The files to write, in order: submission and, if asked for, probabilities. UserError for unusable paths."""
-    paths = [Path(p).resolve() for p in (config.output, config.probabilities) if p]
-    for path in paths:
-        if path == Path(config.input).resolve() or paths.count(path) > 1:
-            raise UserError(f"{path}: input, --output and --probabilities must be different files")
-        if path.exists() and not path.is_file():
+    paths = [Path(os.path.realpath(p)) for p in (config.output, config.probabilities) if p]
+    files, run = [*paths, *growing(paths)], Path(os.path.realpath(config.run or "runs"))
+    read = [p for p in (config.input, config.thresholds) if p and os.path.exists(p)]
+    for path in files:
+        if files.count(path) > 1 or os.path.exists(path) and any(os.path.samefile(path, p) for p in read):
+            raise UserError(f"{path}: input, --thresholds, --output and --probabilities must be different files")
+        if run in path.parents and (path.name == "oof.csv" or path in paths and not path.name.endswith((".csv", ".csv.gz"))):
+            raise UserError(f"{path}: lies in the run - name a new .csv, or another folder")
+        if len(os.fsencode(path.name)) > 220:  # temporary names are longer
+            raise UserError(f"{path}: File name too long - choose a shorter one")
+        if os.path.lexists(path) and not os.path.isfile(path):
             raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'not a regular file'} - name a file to write to")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise UserError(f"{path.parent}: no such folder - make it first")
         if not os.access(path.parent, os.W_OK):
             raise UserError(f"{path.parent}: not writable - choose another folder")
@@ -205,7 +209,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
             print(text, flush=True)
 
     with tqdm(total=n, initial=work.rows, unit="row", disable=None) as bar:
-        chunks = read_chunks(config.input, config.text_column, labels if scored else [], rows=CHUNK, quiet=True)
+        chunks = read_chunks(config.input, config.text_column, labels, required=False, rows=CHUNK, quiet=True)
         for number, table in enumerate(chunks):
             if number < work.chunks:
                 continue
@@ -227,7 +231,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
 def survey(config: PredictConfig, run: Run, labels: list[str]) -> tuple[int, bool]:
     """Rows, and whether all label columns are there and sound; warns of what looks wrong."""
     seen_path = run.path / "texts.npy"
-    seen = np.load(seen_path, allow_pickle=False) if seen_path.is_file() else np.zeros(0, np.uint64)
+    seen = read_npy(seen_path, "u", "text hashes") if seen_path.is_file() else np.zeros(0, np.uint64)
     n = blank = nul = known = 0
     scored = True
     for table in read_chunks(config.input, config.text_column, labels, required=False, rows=CHUNK):
@@ -248,19 +252,23 @@ def survey(config: PredictConfig, run: Run, labels: list[str]) -> tuple[int, boo
     return n, scored
 
 
+def growing(paths: list[Path]) -> list[Path]:
+    """The files beside the outputs while they grow: one part each, and the note."""
+    return [p.with_name(p.name + end) for p, end in (*((p, ".part") for p in paths), (paths[0], ".part.json"))]
+
+
 class Work:
     """Files that grow as <name>.part, with a note of how far they are whole; renamed when finished."""
 
     def __init__(self, paths: list[Path], key: str, labels: int):
         self.paths, self.key = paths, key
-        self.parts = [p.with_name(p.name + ".part") for p in paths]
-        self.note = paths[0].with_name(paths[0].name + ".part.json")
+        *self.parts, self.note = growing(paths)
         self.rows, self.chunks, self.exact, self.counts, self.head = 0, 0, 0, np.zeros((4, labels), dtype=np.int64), ""
         sizes = [0] * len(paths)
         if self.note.is_file() and all(p.is_file() for p in self.parts):
             try:
-                old = json.loads(self.note.read_text(encoding="utf-8"))
-            except ValueError:
+                old = read_json(self.note)
+            except UserError:
                 old = {}
             if old.get("key") == key and all(p.stat().st_size >= s for p, s in zip(self.parts, old["sizes"], strict=True)):
                 self.rows, self.chunks, self.exact, self.head = (old[k] for k in ("rows", "chunks", "exact", "head"))
@@ -295,7 +303,8 @@ class Work:
 def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool) -> str:
     """Rows of id and values (0/1, or probabilities to 9 digits) as CSV text."""
     text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in x for x in (*ids, *labels)) else csv.QUOTE_MINIMAL  # leaves a \r bare
+    out = csv.writer(text, lineterminator="\n", quoting=quoting)
     if header:
         out.writerow(["id", *labels])
     if values.dtype == bool:

@@ -13,6 +13,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from config import UserError
@@ -90,7 +91,8 @@ def whole_file(path: Path):
 
 def write_json(path: Path, value) -> None:
     with whole_file(path) as f:
-        f.write((json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        f.write(text.encode(errors="backslashreplace"))  # a file name that is not UTF-8 becomes \udcxx, as JSON writes it
 
 
 def read_json(path: Path) -> dict:
@@ -101,6 +103,18 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path}: damaged (not an object)")
     return value
+
+
+def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
+    """An array whose dtype is of `kind`; nothing is unpickled. UserError for anything else."""
+    try:
+        with open(path, "rb") as f:
+            array = np.lib.format.read_array(f, allow_pickle=False)
+        if array.dtype.kind != kind:
+            raise ValueError(f"holds {array.dtype}")
+        return array
+    except (ValueError, EOFError, OSError, MemoryError, OverflowError, SyntaxError, TypeError) as e:
+        raise UserError(f"{path}: not an array of {what} ({str(e)[:80]}) - use the one that train.py wrote") from None
 
 
 def publish(folder: Path, write) -> None:
@@ -194,6 +208,10 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return out
 
 
+def key_of(same) -> str:
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Run:
     """One run folder. `same` (settings, data, code, versions) must be equal for a run to be gone on with."""
 
@@ -204,10 +222,12 @@ class Run:
     def open(cls, path: Path, folds: int, config: dict, env: dict, restart: bool, need_bytes: int) -> "Run":
         """Make the folder, or find the run in it. UserError: not a folder, another run, no room, not writable."""
         existing = path / "env.json"
-        env["key"] = hashlib.sha256(json.dumps(env["same"], sort_keys=True).encode()).hexdigest()[:16]
-        if os.path.lexists(path) and not path.is_dir():
+        env["key"] = key_of(env["same"])
+        if os.path.lexists(path) and not os.path.isdir(path):  # os.path: pathlib raises for names that are too long
             raise UserError(f"--out {path}: is a file - name a folder")
-        if restart and existing.exists():
+        if restart and os.path.exists(existing):
+            if Path.cwd().is_relative_to(path.resolve()):
+                raise UserError(f"{path}: --restart can't rename the working folder - call it from another one")
             for k in range(folds):
                 if (path / f"fold_{k}").is_dir():
                     with locked(path / f"fold_{k}" / "lock") as free:
@@ -216,14 +236,15 @@ class Run:
             away = next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.name}.old{i}")).exists())
             path.rename(away)
             print(f"the old run is now {away}")
-        if existing.exists():
-            changed = differences(read_json(existing)["same"], env["same"])
+        if os.path.exists(existing):
+            same = read_json(existing).get("same")
+            changed = differences(same if isinstance(same, dict) else {}, env["same"])
             if changed:
                 mend = "choose another --out, or --restart to rename it away"
                 raise UserError(f"{path}: holds another run ({'; '.join(changed[:8])}) - {mend}")
-        elif path.is_dir() and any(p.name != "lock" and not p.name.startswith(".") for p in path.iterdir()):
+        elif os.path.isdir(path) and any(p.name != "lock" and not p.name.startswith(".") for p in path.iterdir()):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
-        made = [p for p in (path, *path.parents) if not p.exists()]
+        made = [p for p in (path, *path.parents) if not os.path.exists(p)]
         try:
             path.mkdir(parents=True, exist_ok=True)
             with locked(path / "lock", wait=True):
@@ -231,8 +252,9 @@ class Run:
                 free = shutil.disk_usage(path).free
                 if free < need_bytes:
                     raise UserError(f"{path}: {free / 1e9:.2f} GB free, the run writes up to {need_bytes / 1e9:.2f} GB - make room")
-                if not existing.exists():
+                if not (path / "config.json").exists():
                     write_json(path / "config.json", config)
+                if not existing.exists():
                     write_json(existing, env)
         except (OSError, UserError) as e:
             for p in made:  # leave nothing behind

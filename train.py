@@ -34,45 +34,10 @@ from tqdm import tqdm
 import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
-from data import (  # fmt: skip
-    Collator,
-    EmotionDataset,
-    Table,
-    Tokens,
-    assign_folds,
-    data_report,
-    length_batches,
-    read_csv,
-    text_hashes,
-    tokenize,
-)
-from model import (  # fmt: skip
-    EmotionClassifier,
-    EncoderInfo,
-    autocast,
-    inspect_encoder,
-    layers_of,
-    load_encoder,
-    predict_logits,
-    resolve_device,
-    sigmoid,
-)
+from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
+from model import EmotionClassifier, EncoderInfo, autocast, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
 from report import draw_report
-from run import (  # fmt: skip
-    STATE_EVERY,
-    Interrupted,
-    Run,
-    Signals,
-    code_sha256,
-    file_sha256,
-    load_state,
-    locked,
-    peak_rss_mb,
-    publish,
-    save_state,
-    whole_file,
-    write_json,
-)
+from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, file_sha256, load_state, locked, peak_rss_mb, publish, read_npy, save_state, whole_file, write_json  # fmt: skip
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
 
@@ -104,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         del encoder
         for k in run.take(config.fold):
             train_fold(job, run, k)
-        missing = [k for k in range(config.folds) if not run.done(k)]
+        missing = [k for k in range(config.folds) if run.damage(k)]
         if missing:
             print(f"nothing left to take here; unfinished: fold {', '.join(map(str, missing))} (totals come with the last)")
         else:
@@ -147,7 +112,7 @@ def warn_of_seen_texts(folder: str, hashes: np.ndarray) -> None:
     """Warn when the encoder comes from a run (fold_k beside texts.npy) that was trained on some of these texts."""
     seen = Path(folder).parent / "texts.npy"
     if seen.is_file():
-        n = int(np.isin(hashes, np.load(seen, allow_pickle=False)).sum())
+        n = int(np.isin(hashes, read_npy(seen, "u", "text hashes")).sum())
         if n:
             warn(f"{n} of {len(hashes)} texts are among those this encoder was trained on - scores on them are too good")
 
@@ -166,6 +131,8 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     config, info = job.config, job.info
     sha = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
+        if not tensor.isfinite().all():
+            raise UserError(f"--model {config.model}: its weights {name} hold nan or inf - use a sound copy")
         sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
     size = sum(t.nbytes for t in encoder.state_dict().values())
     data_sha = file_sha256(config.train)
@@ -492,7 +459,8 @@ def write_probabilities(f, table: Table, rows: np.ndarray, fold: np.ndarray, p: 
     import io
 
     text = io.TextIOWrapper(f, encoding="utf-8", newline="")
-    out = csv.writer(text, lineterminator="\n")
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in x for x in (*table.ids, *names)) else csv.QUOTE_MINIMAL  # leaves a \r bare
+    out = csv.writer(text, lineterminator="\n", quoting=quoting)
     out.writerow(["id", "fold", *names])
     for i, k, values in zip(rows, fold, p, strict=True):
         out.writerow([table.ids[i], k, *(f"{v:.9g}" for v in values)])
