@@ -28,7 +28,7 @@ import metrics
 from config import UserError, warn
 from data import check_file, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
-from run import Run, Signals, commit, file_sha256, read_json, write_json
+from run import Run, Signals, commit, damage, file_sha256, read_env, read_json, write_json
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
@@ -52,16 +52,17 @@ class Ensemble:
         path = Path(folder) if folder else newest_run()
         if not path.is_dir():
             raise UserError(f"--run {path}: no such run folder - give one that train.py made")
-        settings, key = read_json(path / "config.json"), read_json(path / "env.json").get("key")
-        run = Run(path, settings["folds"], key)
-        unfinished = [k for k in range(run.folds) if not run.done(k)]
-        if unfinished or not (path / "metrics.json").exists():
-            what = f"fold {', '.join(map(str, unfinished))}" if unfinished else "metrics.json"
+        env = read_env(path)
+        run = Run(path, env["same"]["settings"]["folds"], env["key"])
+        unfinished = [f"fold {k}" for k in range(run.folds) if not run.done(k)]
+        if unfinished or not (path / "DONE.json").exists():
+            what = ", ".join(unfinished) or "DONE.json"
             raise UserError(f"{path}: {what} is missing - run the same train.py command again; it goes on")
-        for k in range(run.folds):
-            wrong = run.damage(k)
+        for folder in (path, *map(run.fold, range(run.folds))):
+            wrong = damage(folder, run.key)
             if wrong:
-                raise UserError(f"{wrong} - run the same train.py command again; it redoes fold {k}")
+                raise UserError(f"{wrong} - run the same train.py command again; it redoes what is damaged")
+        settings = read_json(path / "config.json")
         tokenizer = inspect_encoder(str(run.fold(0))).tokenizer
         return cls(run, settings["labels"], settings, *resolve_device(device, precision), tokenizer)
 
@@ -88,7 +89,7 @@ class Ensemble:
 
 def newest_run() -> Path:
     """The run in runs/ that finished last."""
-    finished = sorted(Path("runs").glob("*/metrics.json"), key=lambda p: p.stat().st_mtime_ns)
+    finished = sorted(Path("runs").glob("*/DONE.json"), key=lambda p: p.stat().st_mtime_ns)
     if not finished:
         raise UserError("no finished run in runs/ - train one first (python train.py), or name its folder with --run")
     print(f"run {finished[-1].parent} (finished last of {len(finished)})")

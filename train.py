@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import platform
+import resource
 import subprocess
 import time
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
 from model import EmotionClassifier, EncoderInfo, autocast, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
-from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, file_sha256, load_state, locked, peak_rss_mb, publish, save_state, whole_file, write_json  # fmt: skip
+from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, save_state, whole_file, write_json  # fmt: skip
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
 
@@ -153,10 +154,9 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     name = f"{Path(config.model).name}-{hashlib.sha256(key).hexdigest()[:8]}"
     path = Path(config.out or Path("runs", name))
     kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
-    run = Run.open(path, config.folds, kept, env, config.restart, (config.folds + 4) * size)
-    if not (path / "texts.npy").exists():
-        with whole_file(path / "texts.npy") as f:
-            np.save(f, np.unique(job.hashes), allow_pickle=False)
+    run = Run.open(path, config.folds, kept, env, config.restart, (config.folds + 6) * size)
+    with locked(path / "lock", wait=True), whole_file(path / "texts.npy") as f:  # unlocked, another process would sweep it
+        np.save(f, np.unique(job.hashes), allow_pickle=False)
     print(f"run folder {path}", flush=True)
     return run
 
@@ -166,7 +166,10 @@ def _device_name(device: str) -> str:
 
 
 def _git_commit() -> str | None:
-    found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
@@ -266,7 +269,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {job.info.parameters + sum(p.numel() for p in model.head.parameters()):,} parameters, {trainable:,} in training{'' if job.used is None else f' ({len(job.used):,} of the token table)'}")  # fmt: skip
 
     # What changes while training, and all that going on needs; `taken` counts steps the scaler did not skip.
-    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "stats": torch.zeros(steps, 2), "seconds": 0.0}
+    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "files": {}, "stats": torch.zeros(steps, 2), "seconds": 0.0}
     saved = load_state(folder / "state.pt")
     if saved:
         model.load_state_dict(saved["model"])
@@ -314,7 +317,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
                 at["best"] = row
                 rates = (config.lr * lr_factor(i, total, warmup, config.scheduler) for i in range(at["taken"]))
                 unused = 1.0 if config.freeze else math.prod(1 - r * config.weight_decay for r in rates)
-                keep_epoch(job, folder, model, sigmoid(logits), unused)
+                at["files"] = keep_epoch(job, folder, model, sigmoid(logits), unused)
             at["epoch"], at["step"] = epoch + 1, 0
             at["seconds"] += time.monotonic() - began
             began = time.monotonic()
@@ -333,7 +336,10 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     finally:
         job.signals.hold = False
     write_log(folder / "log.jsonl", at["log"])
-    run.finish_fold(k, {"fold": k, "best": at["best"], "rows_per_s": float(np.mean([r["rows_per_s"] for r in at["log"]])), "seconds": at["seconds"], "peak_rss_mb": peak_rss_mb()})  # fmt: skip
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    files = {**at["files"], **describe(folder, ["log.jsonl"])}  # as they were written: a later flip or loss is noticed
+    finish(folder, run.key, files, fold=k, best=at["best"], rows_per_s=float(np.mean([r["rows_per_s"] for r in at["log"]])), seconds=at["seconds"], peak_rss_mb=peak_rss_mb)  # fmt: skip
+    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def to_device(batch: dict, device: str) -> dict:
@@ -379,7 +385,7 @@ def epoch_line(r: dict, epochs: int) -> str:
     )
 
 
-def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, unused: float) -> None:
+def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, unused: float) -> dict:
     """Write this epoch's model and held-out probabilities: on disk at once, since a live state_dict goes on changing."""
 
     def write(temporary: Path) -> None:
@@ -389,7 +395,7 @@ def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, 
         model.save_head(temporary / "head.safetensors")
         np.save(temporary / "oof.npy", p, allow_pickle=False)
 
-    publish(folder, write)
+    return publish(folder, write)
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
@@ -400,6 +406,10 @@ def write_log(path: Path, rows: list[dict]) -> None:
 def write_totals(job: Job, run: Run) -> None:
     """All folds are done: oof.csv, th.npy, log.jsonl and metrics.json from their files, and the closing tables."""
     config, names = job.config, job.config.labels
+    for k in range(config.folds):
+        wrong = damage(run.fold(k), run.key)
+        if wrong:
+            raise UserError(f"{wrong} - the same command without --fold redoes fold {k}", 1)
     results = [json.loads((run.fold(k) / "DONE.json").read_text()) for k in range(config.folds)]
     rows = np.flatnonzero(job.fold >= 0)
     p = np.zeros(job.table.labels.shape, dtype=np.float32)
@@ -435,6 +445,8 @@ def write_totals(job: Job, run: Run) -> None:
         write_json(run.path / "th.json", {"labels": names, "run": run.key})
         write_log(run.path / "log.jsonl", [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()])  # fmt: skip
         write_json(run.path / "metrics.json", values)
+        files = ["config.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "metrics.json"]
+        finish(run.path, run.key, describe(run.path, files))
     print(metrics.label_table(per_label))
     print("thresholds: " + ", ".join(f"{n} {t:.2f}" for n, t in zip(names, th, strict=True)))
     lo, hi = values["macro_f1_cross_fitted_ci95"]
