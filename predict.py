@@ -28,7 +28,7 @@ import metrics
 from config import UserError, warn
 from data import check_file, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
-from run import Run, Signals, commit, damage, file_sha256, read_env, read_json, write_json
+from run import Run, Signals, commit, damage, file_sha256, read_env, read_json, write_json, writing
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
@@ -267,28 +267,26 @@ class Work:
                 self.rows, self.chunks, self.exact, self.head = (old[k] for k in ("rows", "chunks", "exact", "head"))
                 self.counts, sizes = np.array(old["counts"]), old["sizes"]
         for part, size in zip(self.parts, sizes, strict=True):
-            with open(part, "ab") as f:
+            with writing(part), open(part, "ab") as f:
                 f.truncate(size)
 
     def append(self, texts: list[str], rows: int) -> None:
         """Add one chunk's text to each file, on disk before the note says so."""
         self.head = self.head or "".join(texts[0].splitlines(keepends=True)[:6]).rstrip("\n")
-        try:
-            for path, part, text in zip(self.paths, self.parts, texts, strict=False):
-                raw = text.encode()
-                with open(part, "ab") as f:
-                    f.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
-                    f.flush()
-                    os.fsync(f.fileno())
-        except OSError as e:
-            raise UserError(f"{self.paths[0]}: can't be written ({e.strerror}) - make room; the same command then goes on", 1) from e
+        for path, part, text in zip(self.paths, self.parts, texts, strict=False):
+            raw = text.encode()
+            with writing(path), open(part, "ab") as f:
+                f.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+                f.flush()
+                os.fsync(f.fileno())
         self.rows, self.chunks = self.rows + rows, self.chunks + 1
         sizes = [p.stat().st_size for p in self.parts]
         write_json(self.note, {"key": self.key, "rows": self.rows, "chunks": self.chunks, "sizes": sizes, "exact": self.exact, "counts": self.counts.tolist(), "head": self.head})  # fmt: skip
 
     def finish(self) -> str:
         for part, path in zip(self.parts, self.paths, strict=True):
-            commit(part, path)
+            with writing(path):
+                commit(part, path)
         self.note.unlink()
         return self.head
 

@@ -101,8 +101,9 @@ def whole_file(path: Path):
 
 
 def write_json(path: Path, value) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as f:
-        f.write((json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        f.write(text.encode())
 
 
 def read_json(path: Path) -> dict:
@@ -130,10 +131,12 @@ def publish(folder: Path, write) -> dict:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that died; call it under the folder's lock."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".tmp-*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def sweep(folder: Path, everything: bool = False) -> None:
+    """Remove the temporary files of processes that died, or all but the lock; call it under the folder's lock."""
+    with writing(folder):
+        for path in folder.iterdir():
+            if path.name != "lock" and (everything or path.match(".*.tmp") or path.match(".tmp-*")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -178,16 +181,19 @@ def damage(folder: Path, key: str) -> str | None:
 
 def read_env(path: Path) -> dict:
     """env.json of a run folder, whose key is the checksum of what must be the same."""
-    env = read_json(path / "env.json")
-    if env.get("key") != json_sha256(env.get("same"))[:16]:
-        raise UserError(f"{path / 'env.json'}: damaged - put it back from a copy, or begin anew with --restart")
-    return env
+    with contextlib.suppress(UserError):
+        env = read_json(path / "env.json")
+        if env.get("key") == json_sha256(env.get("same"))[:16]:
+            return env
+    raise UserError(f"{path / 'env.json'}: missing or damaged - put it back from a copy, or begin anew with --restart")
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False):
     """True while this process holds the lock; False when another does. The kernel frees it when its holder dies."""
-    with open(path, "ab") as f:
+    with writing(path):
+        f = open(path, "ab")  # noqa: SIM115
+    with f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -264,7 +270,7 @@ class Run:
                     changed = differences(read_env(path)["same"], env["same"])
                     if changed:
                         mend = "choose another --out, or --restart to rename it away"
-                        raise UserError(f"{path}: holds another run ({'; '.join(changed[:8])}) - {mend}")
+                        raise UserError(f"{path}: holds another run ({'; '.join(changed)}) - {mend}")
                 free, there = shutil.disk_usage(path).free, sum(p.stat().st_size for p in path.glob("fold_*/[!.]*") if p.is_file())
                 if free + there < need_bytes:
                     raise UserError(f"{path}: {free / 1e9:.2f} GB free, the run writes up to {need_bytes / 1e9:.2f} GB - make room")
@@ -301,7 +307,8 @@ class Run:
     def take(self, only: int | None = None):
         """Yield, under its lock, each fold that is neither finished nor held by another process."""
         for k in [k for k in range(self.folds) if only in (None, k)]:
-            self.fold(k).mkdir(exist_ok=True)
+            with writing(self.fold(k)):
+                self.fold(k).mkdir(exist_ok=True)
             with locked(self.fold(k) / "lock") as free:
                 if not free:
                     print(f"fold {k}: another process is at work on it", flush=True)
@@ -314,7 +321,5 @@ class Run:
                         (self.fold(k) / "state.pt").unlink(missing_ok=True)
                         continue
                     print(f"{wrong} - fold {k} is trained again", flush=True)
-                    for path in self.fold(k).iterdir():
-                        if path.name != "lock":
-                            path.unlink()
+                    sweep(self.fold(k), everything=True)
                 yield k

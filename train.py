@@ -112,7 +112,10 @@ def warn_of_seen_texts(folder: str, hashes: np.ndarray) -> None:
     """Warn when the encoder comes from a run (fold_k beside texts.npy) that was trained on some of these texts."""
     seen = Path(folder).parent / "texts.npy"
     if seen.is_file():
-        n = int(np.isin(hashes, np.load(seen, allow_pickle=False)).sum())
+        try:
+            n = int(np.isin(hashes, np.load(seen, allow_pickle=False)).sum())
+        except (ValueError, EOFError, OSError, MemoryError) as e:
+            raise UserError(f"{seen}: damaged ({str(e)[:80]}) - put it back, or delete it to do without its warning") from None
         if n:
             warn(f"{n} of {len(hashes)} texts are among those this encoder was trained on - scores on them are too good")
 
@@ -310,6 +313,8 @@ def train_fold(job: Job, run: Run, k: int) -> None:
             trained, sizes = sum(map(len, batches[first:])), torch.tensor([len(b) for b in batches])
             rate = trained / max(1e-9, time.monotonic() - clock)
             logits = predict_logits(model, subset(job.tokens, held), collate.pad_id, config.device, config.precision, job.signals.check, max_length=collate.max_length)  # fmt: skip
+            if not np.isfinite(logits).all():
+                raise UserError(f"fold {k}, epoch {epoch + 1}: held-out logits are not finite - try a lower --lr or --precision fp32", 1)
             row = {"fold": k, "epoch": epoch, "train_loss": float((stats[:, 0].cpu() * sizes).sum() / sizes.sum()), **held_out_scores(logits, labels[held], config), "lr": group["lr"] if bar.total else config.lr, "rows_per_s": rate}  # fmt: skip
             at["log"].append(row)
             print(epoch_line(row, config.epochs), flush=True)
@@ -445,7 +450,7 @@ def write_totals(job: Job, run: Run) -> None:
         write_json(run.path / "th.json", {"labels": names, "run": run.key})
         write_log(run.path / "log.jsonl", [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()])  # fmt: skip
         write_json(run.path / "metrics.json", values)
-        files = ["config.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "metrics.json"]
+        files = ["env.json", "config.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "metrics.json"]
         finish(run.path, run.key, describe(run.path, files))
     print(metrics.label_table(per_label))
     print("thresholds: " + ", ".join(f"{n} {t:.2f}" for n, t in zip(names, th, strict=True)))
