@@ -65,7 +65,7 @@ def _rows(path: str) -> Iterator[list[str]]:
     n = 1
     try:
         with open_text(path) as f:
-            for n, row in enumerate(csv.reader(f, strict=True), 2):  # n: the record that would come next
+            for n, row in enumerate(csv.reader(f, strict=True), 2):  # noqa: B007  n: the record that would come next
                 yield row
     except UnicodeDecodeError:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as f:
@@ -201,7 +201,7 @@ def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) 
     """
     _, group = np.unique(hashes, return_inverse=True)
     G, C = int(group.max()) + 1, labels.shape[1]
-    if G < folds:
+    if folds > G:
         raise UserError(f"--folds: only {G} distinct texts for {folds} folds (a hold-out takes five) - use fewer folds, or add rows")
     size = np.bincount(group, minlength=G)
     counts = np.stack([np.bincount(group, labels[:, j], G) for j in range(C)], 1).astype(np.int64)  # (G, C)

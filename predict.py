@@ -28,7 +28,7 @@ import metrics
 from config import UserError, warn
 from data import check_file, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
-from run import Run, Signals, commit, differences, file_sha256, key_of, read_json, read_npy, write_json
+from run import Run, Signals, commit, damage, file_sha256, read_env, read_json, write_json, writing
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
@@ -52,22 +52,17 @@ class Ensemble:
         path = Path(folder) if folder else newest_run()
         if not os.path.isdir(path):
             raise UserError(f"--run {path}: no such run folder - give one that train.py made")
-        settings, env = read_json(path / "config.json"), read_json(path / "env.json")
-        same, key = env.get("same"), env.get("key")
-        if key_of(same) != key:
-            raise UserError(f"{path / 'env.json'}: damaged or changed - put the file that train.py wrote back")
-        changed = differences(same["settings"], {k: v for k, v in settings.items() if k != "train"})
-        if changed:
-            raise UserError(f"{path / 'config.json'}: changed since training ({'; '.join(changed)}) - delete it and run the same train.py command again")  # fmt: skip
-        run = Run(path, settings["folds"], key)
-        unfinished = [k for k in range(run.folds) if not run.done(k)]
-        if unfinished or not (path / "metrics.json").exists():
-            what = f"fold {', '.join(map(str, unfinished))}" if unfinished else "metrics.json"
+        env = read_env(path)
+        run = Run(path, env["same"]["settings"]["folds"], env["key"])
+        unfinished = [f"fold {k}" for k in range(run.folds) if not run.done(k)]
+        if unfinished or not (path / "DONE.json").exists():
+            what = ", ".join(unfinished) or "DONE.json"
             raise UserError(f"{path}: {what} is missing - run the same train.py command again; it goes on")
-        for k in range(run.folds):
-            wrong = run.damage(k)
+        for folder in (path, *map(run.fold, range(run.folds))):
+            wrong = damage(folder, run.key)
             if wrong:
-                raise UserError(f"{wrong} - run the same train.py command again; it redoes fold {k}")
+                raise UserError(f"{wrong} - run the same train.py command again; it redoes what is damaged")
+        settings = read_json(path / "config.json")
         tokenizer = inspect_encoder(str(run.fold(0))).tokenizer
         return cls(run, settings["labels"], settings, *resolve_device(device, precision), tokenizer)
 
@@ -94,7 +89,7 @@ class Ensemble:
 
 def newest_run() -> Path:
     """The run in runs/ that finished last."""
-    finished = sorted(Path("runs").glob("*/metrics.json"), key=lambda p: p.stat().st_mtime_ns)
+    finished = sorted(Path("runs").glob("*/DONE.json"), key=lambda p: p.stat().st_mtime_ns)
     if not finished:
         raise UserError("no finished run in runs/ - train one first (python train.py), or name its folder with --run")
     print(f"run {finished[-1].parent} (finished last of {len(finished)})")
@@ -274,28 +269,26 @@ class Work:
                 self.rows, self.chunks, self.exact, self.head = (old[k] for k in ("rows", "chunks", "exact", "head"))
                 self.counts, sizes = np.array(old["counts"]), old["sizes"]
         for part, size in zip(self.parts, sizes, strict=True):
-            with open(part, "ab") as f:
+            with writing(part), open(part, "ab") as f:
                 f.truncate(size)
 
     def append(self, texts: list[str], rows: int) -> None:
         """Add one chunk's text to each file, on disk before the note says so."""
         self.head = self.head or "".join(texts[0].splitlines(keepends=True)[:6]).rstrip("\n")
-        try:
-            for path, part, text in zip(self.paths, self.parts, texts, strict=False):
-                raw = text.encode()
-                with open(part, "ab") as f:
-                    f.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
-                    f.flush()
-                    os.fsync(f.fileno())
-        except OSError as e:
-            raise UserError(f"{self.paths[0]}: can't be written ({e.strerror}) - make room; the same command then goes on", 1) from e
+        for path, part, text in zip(self.paths, self.parts, texts, strict=False):
+            raw = text.encode()
+            with writing(path), open(part, "ab") as f:
+                f.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+                f.flush()
+                os.fsync(f.fileno())
         self.rows, self.chunks = self.rows + rows, self.chunks + 1
         sizes = [p.stat().st_size for p in self.parts]
         write_json(self.note, {"key": self.key, "rows": self.rows, "chunks": self.chunks, "sizes": sizes, "exact": self.exact, "counts": self.counts.tolist(), "head": self.head})  # fmt: skip
 
     def finish(self) -> str:
         for part, path in zip(self.parts, self.paths, strict=True):
-            commit(part, path)
+            with writing(path):
+                commit(part, path)
         self.note.unlink()
         return self.head
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -42,7 +43,8 @@ class Signals:
         self.got, self.hold = 0, False
 
     def __enter__(self) -> "Signals":
-        self.old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        wanted = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN)
+        self.old = {s: signal.signal(s, self._handle) for s in wanted}  # what nohup ignores stays ignored
         return self
 
     def __exit__(self, *_) -> None:
@@ -75,23 +77,33 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
+def writing(path: Path):
+    """Whatever goes wrong while `path` is written, in one line: torch and safetensors disguise a full disk."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        why = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
+        raise UserError(f"{path}: can't be written ({why}) - make room or mend the path; the same command then goes on", 1) from e
+
+
+@contextlib.contextmanager
 def whole_file(path: Path):
     """A binary file to write; it becomes `path` when the block ends well, and is gone when it doesn't."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-        commit(temporary, path)
-    except OSError as e:
-        raise UserError(f"{path}: can't be written ({e.strerror or e}) - make room or mend the path; the same command then goes on", 1) from e  # fmt: skip
+        with writing(path):
+            with open(temporary, "wb") as f:
+                yield f
+            commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as f:
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         f.write(text.encode(errors="backslashreplace"))  # a file name that is not UTF-8 becomes \udcxx, as JSON writes it
 
 
@@ -117,24 +129,27 @@ def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
         raise UserError(f"{path}: not an array of {what} ({str(e)[:80]}) - use the one that train.py wrote") from None
 
 
-def publish(folder: Path, write) -> None:
-    """Run `write(temporary folder)`, then move each file it made into `folder`."""
+def publish(folder: Path, write) -> dict:
+    """Run `write(temporary folder)`, then move each file it made into `folder`; `describe` of them."""
     temporary = folder / f".tmp-{os.getpid()}"
     try:
-        temporary.mkdir()
-        write(temporary)
-        for path in sorted(temporary.iterdir()):
-            commit(path, folder / path.name)
-    except OSError as e:
-        raise UserError(f"{folder}: can't be written ({e.strerror or e}) - make room; the same command then goes on", 1) from e
+        with writing(folder):
+            temporary.mkdir()
+            write(temporary)
+            files = describe(temporary, sorted(os.listdir(temporary)))
+            for name in files:
+                commit(temporary / name, folder / name)
+            return files
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that died; call it under the folder's lock."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".tmp-*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def sweep(folder: Path, everything: bool = False) -> None:
+    """Remove the temporary files of processes that died, or all but the lock; call it under the folder's lock."""
+    with writing(folder):
+        for path in folder.iterdir():
+            if path.name != "lock" and (everything or path.match(".*.tmp") or path.match(".tmp-*")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -142,10 +157,56 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def json_sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def describe(folder: Path, names: list[str]) -> dict:
+    return {n: {"size": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
+
+
+def finish(folder: Path, key: str, files: dict, **result) -> None:
+    """Write DONE.json, the last file of a folder: what its files must be, and a checksum of its own."""
+    value = {"run": key, "files": files, **result}
+    write_json(folder / "DONE.json", {**value, "sha256": json_sha256(value)})
+
+
+def damage(folder: Path, key: str) -> str | None:
+    """What is wrong with a folder that DONE.json says is finished; None when all is well."""
+    try:
+        done = read_json(folder / "DONE.json")
+        if done.pop("sha256") != json_sha256(done):
+            return f"{folder / 'DONE.json'}: damaged (its own sha256 differs)"
+        if done["run"] != key:
+            return f"{folder}: belongs to another run"
+        for name, want in done["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"{path}: missing"
+            if path.stat().st_size != want["size"]:
+                return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
+            if file_sha256(path) != want["sha256"]:
+                return f"{path}: damaged (its sha256 differs)"
+    except (UserError, KeyError, TypeError, AttributeError, OSError) as e:
+        return f"{folder / 'DONE.json'}: damaged ({e})"
+    return None
+
+
+def read_env(path: Path) -> dict:
+    """env.json of a run folder, whose key is the checksum of what must be the same."""
+    with contextlib.suppress(UserError):
+        env = read_json(path / "env.json")
+        if env.get("key") == json_sha256(env.get("same"))[:16]:
+            return env
+    raise UserError(f"{path / 'env.json'}: missing or damaged - put it back from a copy, or begin anew with --restart")
+
+
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False):
     """True while this process holds the lock; False when another does. The kernel frees it when its holder dies."""
-    with open(path, "ab") as f:
+    with writing(path):
+        f = open(path, "ab")  # noqa: SIM115
+    with f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -154,24 +215,12 @@ def locked(path: Path, wait: bool = False):
         yield True  # closing the file frees it
 
 
-class _Hashing:
-    def __init__(self, f):
-        self.f, self.sha = f, hashlib.sha256()
-
-    def write(self, b) -> int:
-        self.sha.update(b)
-        return self.f.write(b)
-
-    def flush(self) -> None:
-        self.f.flush()
-
-
 def save_state(path: Path, state: dict) -> None:
     """torch.save of tensors, numbers and lists, followed by its own sha256: no format notices a flipped byte."""
     with whole_file(path) as f:
-        hashing = _Hashing(f)
-        torch.save(state, hashing)
-        f.write(hashing.sha.digest())
+        torch.save(state, f)
+        f.flush()
+        f.write(bytes.fromhex(file_sha256(f.name)))
 
 
 def load_state(path: Path) -> dict | None:
@@ -184,10 +233,11 @@ def load_state(path: Path) -> dict | None:
         for start in range(0, data, 1 << 20):
             sha.update(f.read(min(1 << 20, data - start)))
         whole = data > 0 and f.read() == sha.digest()
-    if not whole:
-        print(f"{path}: truncated or damaged - this fold begins anew", flush=True)
-        return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with contextlib.suppress(pickle.UnpicklingError):  # whole, but of something that is no plain data
+        if whole:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    print(f"{path}: truncated or damaged - this fold begins anew", flush=True)
+    return None
 
 
 def code_sha256() -> dict[str, str]:
@@ -208,10 +258,6 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return out
 
 
-def key_of(same) -> str:
-    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
-
-
 class Run:
     """One run folder. `same` (settings, data, code, versions) must be equal for a run to be gone on with."""
 
@@ -221,103 +267,74 @@ class Run:
     @classmethod
     def open(cls, path: Path, folds: int, config: dict, env: dict, restart: bool, need_bytes: int) -> "Run":
         """Make the folder, or find the run in it. UserError: not a folder, another run, no room, not writable."""
-        existing = path / "env.json"
-        env["key"] = key_of(env["same"])
+        existing, env["key"] = path / "env.json", json_sha256(env["same"])[:16]
         if os.path.lexists(path) and not os.path.isdir(path):  # os.path: pathlib raises for names that are too long
             raise UserError(f"--out {path}: is a file - name a folder")
-        if restart and os.path.exists(existing):
-            if Path.cwd().is_relative_to(path.resolve()):
-                raise UserError(f"{path}: --restart can't rename the working folder - call it from another one")
-            for k in range(folds):
-                if (path / f"fold_{k}").is_dir():
-                    with locked(path / f"fold_{k}" / "lock") as free:
-                        if not free:
-                            raise UserError(f"{path}: another process is training fold {k} - end it before --restart")
-            away = next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.name}.old{i}")).exists())
-            path.rename(away)
-            print(f"the old run is now {away}")
-        if os.path.exists(existing):
-            same = read_json(existing).get("same")
-            changed = differences(same if isinstance(same, dict) else {}, env["same"])
-            if changed:
-                mend = "choose another --out, or --restart to rename it away"
-                raise UserError(f"{path}: holds another run ({'; '.join(changed[:8])}) - {mend}")
-        elif os.path.isdir(path) and any(p.name != "lock" and not p.name.startswith(".") for p in path.iterdir()):
+        if restart and Path.cwd().is_relative_to(path.resolve()):
+            raise UserError(f"{path}: --restart can't rename the working folder - call it from another one")
+        if not os.path.exists(existing) and os.path.isdir(path) and any(p.name != "lock" and p.name[0] != "." for p in path.iterdir()):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
         made = [p for p in (path, *path.parents) if not os.path.exists(p)]
         try:
+            if restart and existing.exists():
+                cls._rename_away(path)
             path.mkdir(parents=True, exist_ok=True)
             with locked(path / "lock", wait=True):
                 sweep(path)
-                free = shutil.disk_usage(path).free
-                if free < need_bytes:
+                if existing.exists():
+                    changed = differences(read_env(path)["same"], env["same"])
+                    if changed:
+                        mend = "choose another --out, or --restart to rename it away"
+                        raise UserError(f"{path}: holds another run ({'; '.join(changed)}) - {mend}")
+                free, there = shutil.disk_usage(path).free, sum(p.stat().st_size for p in path.glob("fold_*/[!.]*") if p.is_file())
+                if free + there < need_bytes:
                     raise UserError(f"{path}: {free / 1e9:.2f} GB free, the run writes up to {need_bytes / 1e9:.2f} GB - make room")
-                if not (path / "config.json").exists():
-                    write_json(path / "config.json", config)
                 if not existing.exists():
                     write_json(existing, env)
-        except (OSError, UserError) as e:
-            for p in made:  # leave nothing behind
-                shutil.rmtree(p, ignore_errors=True)
-            if isinstance(e, UserError):
-                raise UserError(str(e)) from e
-            raise UserError(f"--out {path}: can't be written ({e.strerror}) - choose another folder") from e
+                write_json(path / "config.json", config)
+        except BaseException as e:
+            with contextlib.suppress(OSError):  # leave nothing behind, but for what another process has made meanwhile
+                if made and not os.path.exists(existing):
+                    (path / "lock").unlink(missing_ok=True)
+                for p in made:
+                    p.rmdir()
+            if isinstance(e, OSError):
+                raise UserError(f"--out {path}: can't be written ({e.strerror}) - choose another folder") from e
+            raise
         return cls(path, folds, env["key"])
+
+    @staticmethod
+    def _rename_away(path: Path) -> None:
+        for folder in path.glob("fold_*"):
+            with locked(folder / "lock") as free:
+                if not free:
+                    raise UserError(f"{folder}: another process is at work on it - end it before --restart")
+        away = next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.name}.old{i}")).exists())
+        path.rename(away)
+        print(f"the old run is now {away}")
 
     def fold(self, k: int) -> Path:
         return self.path / f"fold_{k}"
 
-    def damage(self, k: int) -> str | None:
-        """What is wrong with a fold that DONE.json says is finished; None when all is well."""
-        try:
-            done = read_json(self.fold(k) / "DONE.json")
-            if done["run"] != self.key:
-                return f"{self.fold(k)}: belongs to another run"
-            for name, want in done["files"].items():
-                path = self.fold(k) / name
-                if not path.is_file():
-                    return f"{path}: missing"
-                if path.stat().st_size != want["size"]:
-                    return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
-                if file_sha256(path) != want["sha256"]:
-                    return f"{path}: damaged (its sha256 differs)"
-        except (UserError, KeyError, TypeError, AttributeError, OSError) as e:
-            return f"{self.fold(k) / 'DONE.json'}: damaged ({e})"
-        return None
-
     def done(self, k: int) -> bool:
         return (self.fold(k) / "DONE.json").exists()
-
-    def finish_fold(self, k: int, result: dict) -> None:
-        """Write DONE.json, the last file of a fold, and drop the state that only an unfinished fold needs."""
-        names = sorted(p.name for p in self.fold(k).iterdir() if p.name not in ("state.pt", "lock", "DONE.json") and p.is_file())
-        files = {n: {"size": (self.fold(k) / n).stat().st_size, "sha256": file_sha256(self.fold(k) / n)} for n in names}
-        write_json(self.fold(k) / "DONE.json", {"run": self.key, "files": files, **result})
-        (self.fold(k) / "state.pt").unlink(missing_ok=True)
 
     def take(self, only: int | None = None):
         """Yield, under its lock, each fold that is neither finished nor held by another process."""
         for k in [k for k in range(self.folds) if only in (None, k)]:
-            self.fold(k).mkdir(exist_ok=True)
+            with writing(self.fold(k)):
+                self.fold(k).mkdir(exist_ok=True)
             with locked(self.fold(k) / "lock") as free:
                 if not free:
                     print(f"fold {k}: another process is at work on it", flush=True)
                     continue
                 sweep(self.fold(k))
                 if self.done(k):
-                    wrong = self.damage(k)
+                    wrong = damage(self.fold(k), self.key)
                     if wrong is None:
                         print(f"fold {k}: finished before, left as it is", flush=True)
                         (self.fold(k) / "state.pt").unlink(missing_ok=True)
                         continue
                     print(f"{wrong} - fold {k} is trained again", flush=True)
-                    for path in self.fold(k).iterdir():
-                        if path.name != "lock":
-                            path.unlink()
+                    sweep(self.fold(k), everything=True)
                 yield k
-
-
-def peak_rss_mb() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

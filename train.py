@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import platform
+import resource
 import subprocess
 import time
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
 from model import EmotionClassifier, EncoderInfo, autocast, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
 from report import draw_report
-from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, file_sha256, load_state, locked, peak_rss_mb, publish, read_npy, save_state, whole_file, write_json  # fmt: skip
+from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, read_npy, save_state, whole_file, write_json  # fmt: skip
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
 
@@ -156,10 +157,9 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     name = f"{Path(config.model).name}-{hashlib.sha256(key).hexdigest()[:8]}"
     path = Path(config.out or Path("runs", name))
     kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
-    run = Run.open(path, config.folds, kept, env, config.restart, (config.folds + 4) * size)
-    if not (path / "texts.npy").exists():
-        with whole_file(path / "texts.npy") as f:
-            np.save(f, np.unique(job.hashes), allow_pickle=False)
+    run = Run.open(path, config.folds, kept, env, config.restart, (config.folds + 6) * size)
+    with locked(path / "lock", wait=True), whole_file(path / "texts.npy") as f:  # unlocked, another process would sweep it
+        np.save(f, np.unique(job.hashes), allow_pickle=False)
     print(f"run folder {path}", flush=True)
     return run
 
@@ -169,7 +169,10 @@ def _device_name(device: str) -> str:
 
 
 def _git_commit() -> str | None:
-    found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
@@ -269,7 +272,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {job.info.parameters + sum(p.numel() for p in model.head.parameters()):,} parameters, {trainable:,} in training{'' if job.used is None else f' ({len(job.used):,} of the token table)'}")  # fmt: skip
 
     # What changes while training, and all that going on needs; `taken` counts steps the scaler did not skip.
-    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "stats": torch.zeros(steps, 2), "seconds": 0.0}
+    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "files": {}, "stats": torch.zeros(steps, 2), "seconds": 0.0}
     saved = load_state(folder / "state.pt")
     if saved:
         model.load_state_dict(saved["model"])
@@ -310,6 +313,8 @@ def train_fold(job: Job, run: Run, k: int) -> None:
             trained, sizes = sum(map(len, batches[first:])), torch.tensor([len(b) for b in batches])
             rate = trained / max(1e-9, time.monotonic() - clock)
             logits = predict_logits(model, subset(job.tokens, held), collate.pad_id, config.device, config.precision, job.signals.check, max_length=collate.max_length)  # fmt: skip
+            if not np.isfinite(logits).all():
+                raise UserError(f"fold {k}, epoch {epoch + 1}: held-out logits are not finite - try a lower --lr or --precision fp32", 1)
             row = {"fold": k, "epoch": epoch, "train_loss": float((stats[:, 0].cpu() * sizes).sum() / sizes.sum()), **held_out_scores(logits, labels[held], config), "lr": group["lr"] if bar.total else config.lr, "rows_per_s": rate}  # fmt: skip
             at["log"].append(row)
             print(epoch_line(row, config.epochs), flush=True)
@@ -317,7 +322,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
                 at["best"] = row
                 rates = (config.lr * lr_factor(i, total, warmup, config.scheduler) for i in range(at["taken"]))
                 unused = 1.0 if config.freeze else math.prod(1 - r * config.weight_decay for r in rates)
-                keep_epoch(job, folder, model, sigmoid(logits), unused)
+                at["files"] = keep_epoch(job, folder, model, sigmoid(logits), unused)
             at["epoch"], at["step"] = epoch + 1, 0
             at["seconds"] += time.monotonic() - began
             began = time.monotonic()
@@ -336,7 +341,10 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     finally:
         job.signals.hold = False
     write_log(folder / "log.jsonl", at["log"])
-    run.finish_fold(k, {"fold": k, "best": at["best"], "rows_per_s": float(np.mean([r["rows_per_s"] for r in at["log"]])), "seconds": at["seconds"], "peak_rss_mb": peak_rss_mb()})  # fmt: skip
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    files = {**at["files"], **describe(folder, ["log.jsonl"])}  # as they were written: a later flip or loss is noticed
+    finish(folder, run.key, files, fold=k, best=at["best"], rows_per_s=float(np.mean([r["rows_per_s"] for r in at["log"]])), seconds=at["seconds"], peak_rss_mb=peak_rss_mb)  # fmt: skip
+    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def to_device(batch: dict, device: str) -> dict:
@@ -382,7 +390,7 @@ def epoch_line(r: dict, epochs: int) -> str:
     )
 
 
-def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, unused: float) -> None:
+def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, unused: float) -> dict:
     """Write this epoch's model and held-out probabilities: on disk at once, since a live state_dict goes on changing."""
 
     def write(temporary: Path) -> None:
@@ -392,7 +400,7 @@ def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, 
         model.save_head(temporary / "head.safetensors")
         np.save(temporary / "oof.npy", p, allow_pickle=False)
 
-    publish(folder, write)
+    return publish(folder, write)
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
@@ -403,6 +411,10 @@ def write_log(path: Path, rows: list[dict]) -> None:
 def write_totals(job: Job, run: Run) -> None:
     """All folds are done: oof.csv, th.npy, log.jsonl and metrics.json from their files, and the closing tables."""
     config, names = job.config, job.config.labels
+    for k in range(config.folds):
+        wrong = damage(run.fold(k), run.key)
+        if wrong:
+            raise UserError(f"{wrong} - the same command without --fold redoes fold {k}", 1)
     results = [json.loads((run.fold(k) / "DONE.json").read_text()) for k in range(config.folds)]
     rows = np.flatnonzero(job.fold >= 0)
     p = np.zeros(job.table.labels.shape, dtype=np.float32)
@@ -443,6 +455,8 @@ def write_totals(job: Job, run: Run) -> None:
         with whole_file(run.path / "report.png") as f:
             draw_report(f, log, y, p, crossed, th, draws, names, title)
         write_json(run.path / "metrics.json", values)
+        files = ["env.json", "config.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "report.png", "metrics.json"]
+        finish(run.path, run.key, describe(run.path, files))
     print(metrics.label_table(per_label))
     print("thresholds: " + ", ".join(f"{n} {t:.2f}" for n, t in zip(names, th, strict=True)))
     print(f"{'out-of-fold':<34} | macro-F1 | micro-F1 | exact match")

@@ -1,0 +1,917 @@
+"""What a run survives: kills, signals, full disks, flipped bytes, other processes. python -m pytest tests/test_faults.py
+
+To survive means: the same command again ends with the same bytes as a run that nothing disturbed. Each fault comes with
+its control: the run had written something before it, and a state that lacks a part gives other bytes. SIGKILL leaves
+the page cache alone, so nothing here says anything about a power cut.
+"""
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CUES, LABELS, make_rows, outputs, write_csv
+
+import fast
+import model as model_module
+import predict
+import run as run_module
+import train
+from config import UserError
+from run import Signals, damage, load_state, locked, publish, read_env, save_state, sweep, whole_file, write_json
+
+HERE = Path(__file__).resolve().parent
+STEPS = 16  # of a whole run of `command`: 2 folds, 2 epochs, 4 steps
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: no code of ours catches it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("faults") / "train.csv", make_rows(64))
+
+
+@pytest.fixture(scope="module")
+def command(bert, data) -> list[str]:
+    return ["--model", str(bert), "--train", str(data), "--folds", "2", "--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]  # fmt: skip
+
+
+def everything(folder: Path, texts: Path) -> dict[str, bytes]:
+    """The outputs of a run and the submission that it makes of `texts`."""
+    submission = folder.parent / f"{folder.name}.csv"
+    assert predict.main(["--run", str(folder), "--input", str(texts), "--output", str(submission)]) == 0
+    return {**outputs(folder), "submission": submission.read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, command) -> Path:
+    """The run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("clean") / "run"
+    assert train.main([*command, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def wanted(clean, test_csv) -> dict[str, bytes]:
+    return everything(clean, test_csv)
+
+
+@pytest.fixture
+def copy(clean, tmp_path) -> Path:
+    return Path(shutil.copytree(clean, tmp_path / "copy"))
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.rglob("*") if ".tmp" in p.name or p.name == "state.pt"]
+
+
+def assert_survived(command: list[str], out: Path, test_csv: Path, wanted: dict[str, bytes]) -> None:
+    assert train.main([*command, "--out", str(out)]) == 0
+    assert everything(out, test_csv) == wanted
+    assert not leftovers(out)
+
+
+def one_line(capsys, *parts: str) -> str:
+    """The `error:` line of a refused command; it must hold all `parts`."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [x for x in err.splitlines() if x.startswith(("error: ", "stopped: "))]
+    assert len(lines) == 1 and all(p in lines[0] for p in parts), (err, parts)
+    return lines[0]
+
+
+def at_call(monkeypatch, module, name: str, number: int, act, after: bool = True) -> list[int]:
+    """Replace module.name by itself plus `act()` at the call of that number (from 1); a list that counts the calls."""
+    real, calls = getattr(module, name), [0]
+
+    def wrapper(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == number and not after:
+            act()
+        result = real(*args, **kwargs)
+        if calls[0] == number and after:
+            act()
+        return result
+
+    monkeypatch.setattr(module, name, wrapper)
+    return calls
+
+
+def die():
+    raise Killed
+
+
+# Same bytes, and going on
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_runs_give_the_same_bytes(precision, command, tmp_path, test_csv, clean, wanted):
+    argv = [*command[:-1], precision]
+    a = tmp_path / "a"
+    assert train.main([*argv, "--out", str(a)]) == 0
+    if precision == "fp32":
+        b = wanted
+    else:
+        assert train.main([*argv, "--out", str(tmp_path / "b")]) == 0
+        b = everything(tmp_path / "b", test_csv)
+        assert b != wanted  # the flag does something
+    assert everything(a, test_csv) == b
+    assert train.main([*argv, "--out", str(tmp_path / "other"), "--seed", "43"]) == 0
+    assert outputs(tmp_path / "other") != outputs(a)
+
+
+@pytest.mark.parametrize(
+    "name, most", [("save_state", 2), ("publish", 4), ("write_log", 7), ("finish", 3), ("train_step", STEPS)]
+)
+def test_death_after_each_part_of_a_run(name, most, command, tmp_path, test_csv, wanted, monkeypatch):
+    for number in range(1, most + 1) if name != "train_step" else (1, 6, 15):
+        out = tmp_path / str(number)
+        with monkeypatch.context() as m:
+            at_call(m, train, name, number, die)
+            with pytest.raises(Killed):
+                train.main([*command, "--out", str(out)])
+        written = [p for p in out.rglob("*") if p.is_file() and p.name != "lock"]
+        assert len(written) >= 3, "the run had written nothing before it died"
+        assert_survived(command, out, test_csv, wanted)
+
+
+def test_a_signal_at_every_step(command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    """One run stopped after each of its steps in turn."""
+    out = tmp_path / "run"
+    for step in range(STEPS):
+        with monkeypatch.context() as m:
+            calls = at_call(m, train, "train_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            assert train.main([*command, "--out", str(out)]) == 143
+        assert calls == [1]  # no step is lost, none is made after the signal
+        state = load_state(out / f"fold_{step // 8}" / "state.pt")
+        assert (state["at"]["epoch"] * 4 + state["at"]["step"]) % 8 == (step + 1) % 8 or step % 8 == 7
+        one_line(capsys, "SIGTERM", "the same command goes on from here")
+    with monkeypatch.context() as m:
+        calls = at_call(m, train, "train_step", 0, die)
+        assert_survived(command, out, test_csv, wanted)
+    assert calls == [0]
+
+
+def stopped(command: list[str], out: Path, monkeypatch, step: int = 6) -> Path:
+    """A run stopped by a signal after `step` steps; the path of its state."""
+    with monkeypatch.context() as m:
+        at_call(m, train, "train_step", step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.main([*command, "--out", str(out)]) == 143
+    state = out / "fold_0" / "state.pt"
+    assert state.exists()
+    return state
+
+
+def forget_moments(state):
+    for moments in state["optimizer"]["state"].values():
+        moments["exp_avg"].zero_()
+
+
+def forget_step(state):
+    state["at"]["step"] = 0
+
+
+def forget_taken(state):
+    state["at"]["taken"] = 0
+
+
+def forget_weights(state):
+    for name in state["model"]:
+        if "layer.0" in name:
+            state["model"][name] = torch.zeros_like(state["model"][name])
+
+
+@pytest.mark.parametrize("forget", [forget_moments, forget_step, forget_taken, forget_weights, lambda state: None])
+def test_a_state_without_a_part_is_noticed(forget, command, tmp_path, test_csv, wanted, monkeypatch):
+    path = stopped(command, tmp_path / "run", monkeypatch)
+    state = load_state(path)
+    forget(state)
+    save_state(path, state)
+    assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
+    same = everything(tmp_path / "run", test_csv) == wanted
+    assert same == (forget.__name__ == "<lambda>")
+
+
+def test_finished_folds_are_left_as_they_are(command, copy, capsys, test_csv, wanted, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("fold_*/*") if p.name != "lock"}
+    shutil.rmtree(copy / "fold_1")
+    capsys.readouterr()
+    calls = at_call(monkeypatch, train, "train_step", 0, die)
+    assert_survived(command, copy, test_csv, wanted)
+    assert calls == [STEPS // 2]
+    assert "fold 0: finished before, left as it is" in capsys.readouterr().out
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items() if "fold_0" in str(p))
+
+
+def test_one_fold_alone_and_the_rest_later(command, tmp_path, test_csv, wanted, capsys):
+    out = tmp_path / "run"
+    assert train.main([*command, "--out", str(out), "--fold", "1"]) == 0
+    assert not (out / "fold_0").exists() and "unfinished: fold 0" in capsys.readouterr().out
+    assert predict.main(["--run", str(out), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]) == 2
+    one_line(capsys, "fold 0", "run the same train.py command again")
+    assert_survived(command, out, test_csv, wanted)
+
+
+# Real processes and real signals
+
+DRIVER = """
+import json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import predict, train
+step = train.train_step
+def slow(*args):
+    print("STEP", flush=True)
+    time.sleep(0.1)
+    return step(*args)
+train.train_step = slow
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if isinstance(order, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]), flush=True)
+        continue
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        sys.stdin = open(os.devnull)
+        sys.exit(train.main(order["argv"]))
+    print(pid, flush=True)
+"""
+
+
+class Processes:
+    """Runs of train.main in processes of their own, forked from one that has imported everything."""
+
+    def __init__(self):
+        self.driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(HERE.parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert self.driver.stdout.readline() == "ready\n"
+
+    def ask(self, order) -> int:
+        self.driver.stdin.write(json.dumps(order) + "\n")
+        self.driver.stdin.flush()
+        return int(self.driver.stdout.readline())
+
+    def start(self, argv: list[str], log: Path) -> int:
+        return self.ask({"argv": argv, "log": str(log)})
+
+    def wait(self, pid: int) -> int:
+        return self.ask(pid)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    p = Processes()
+    yield p
+    p.driver.stdin.close()
+    p.driver.wait(20)
+
+
+def wait_for_steps(log: Path, steps: int) -> None:
+    for _ in range(600):
+        if log.exists() and log.read_text().count("STEP") >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {steps} in {log.read_text()}")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_real_signal(name, processes, command, tmp_path, test_csv, wanted):
+    out, log = tmp_path / "run", tmp_path / "log"
+    pid = processes.start([*command, "--out", str(out)], log)
+    wait_for_steps(log, 6)
+    os.kill(pid, getattr(signal, name))
+    assert processes.wait(pid) == 128 + getattr(signal, name)
+    text = log.read_text()
+    assert f"stopped: by {name} - the same command goes on" in text and "Traceback" not in text
+    state = load_state(out / "fold_0" / "state.pt")
+    assert state["at"]["epoch"] * 4 + state["at"]["step"] == text.count("STEP")  # nothing is lost
+    assert_survived(command, out, test_csv, wanted)
+
+
+def test_the_script_itself_under_a_signal(command, tmp_path, test_csv, wanted):
+    argv = [sys.executable, str(HERE.parent / "train.py"), *command, "--epochs", "1000", "--out", str(tmp_path / "run")]
+    p = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while "epoch" not in p.stdout.readline():
+        assert p.poll() is None
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=20)
+    assert p.returncode == 130 and err.splitlines()[-1].startswith("stopped: by SIGINT"), err
+
+
+def test_a_second_signal_leaves_at_once(processes, command, tmp_path, test_csv, wanted):
+    out, log = tmp_path / "run", tmp_path / "log"
+    pid = processes.start([*command, "--out", str(out)], log)
+    wait_for_steps(log, 6)
+    began = time.monotonic()
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.02)
+    os.kill(pid, signal.SIGINT)
+    assert processes.wait(pid) == 130
+    assert time.monotonic() - began < 1
+    assert_survived(command, out, test_csv, wanted)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 9, 13])
+def test_sigkill(steps, processes, command, tmp_path, test_csv, wanted):
+    out, log = tmp_path / "run", tmp_path / "log"
+    pid = processes.start([*command, "--out", str(out)], log)
+    wait_for_steps(log, steps)
+    time.sleep(0.03 * steps / 4)
+    with locked(out / f"fold_{(steps - 1) // 8}" / "lock") as free:
+        assert not free  # the control of the next line but two
+    os.kill(pid, signal.SIGKILL)
+    assert processes.wait(pid) == -9
+    with locked(out / f"fold_{(steps - 1) // 8}" / "lock") as free:
+        assert free
+    assert (out / "env.json").exists()
+    assert_survived(command, out, test_csv, wanted)
+
+
+def test_two_processes_share_the_folds(processes, command, tmp_path, test_csv, wanted):
+    out, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
+    pids = [processes.start([*command, "--out", str(out)], log) for log in logs]
+    assert [processes.wait(p) for p in pids] == [0, 0]
+    texts = [log.read_text() for log in logs]
+    assert [t.count("STEP") for t in texts] == [8, 8], texts
+    assert all("another process is at work" in t or "finished before" in t for t in texts)
+    assert_survived(command, out, test_csv, wanted)
+
+
+def test_a_locked_fold_is_not_taken(command, tmp_path, capsys, test_csv, wanted):
+    out = tmp_path / "run"
+    (out / "fold_0").mkdir(parents=True)
+    shutil.rmtree(out)
+    assert train.main([*command, "--out", str(out), "--fold", "1"]) == 0
+    (out / "fold_0").mkdir()
+    with locked(out / "fold_0" / "lock") as free:
+        assert free
+        assert train.main([*command, "--out", str(out)]) == 0
+        assert "fold 0: another process is at work on it" in capsys.readouterr().out
+        assert train.main([*command, "--out", str(out), "--restart"]) == 2
+        one_line(capsys, "another process")
+        assert [p.name for p in (out / "fold_0").iterdir()] == ["lock"]
+    assert_survived(command, out, test_csv, wanted)
+
+
+def test_an_ignored_signal_stays_ignored():
+    """nohup ignores SIGHUP before we start."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            signals.check()
+            assert signal.getsignal(signal.SIGTERM) == signals._handle
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+@pytest.mark.parametrize("name", ["read_csv", "load_encoder", "make_model", "write_totals", "take"])
+def test_a_signal_outside_the_loop(name, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    with monkeypatch.context() as m:
+        owner = train.Run if name == "take" else train
+        at_call(m, owner, name, 1, lambda: os.kill(os.getpid(), signal.SIGTERM), after=False)
+        assert train.main([*command, "--out", str(tmp_path / "run")]) == 143
+    one_line(capsys, "SIGTERM")
+    assert_survived(command, tmp_path / "run", test_csv, wanted)
+
+
+def test_a_signal_while_the_run_folder_is_made(command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    for number in (1, 2, 3):
+        with monkeypatch.context() as m:
+            at_call(m, run_module, "commit", number, lambda: os.kill(os.getpid(), signal.SIGINT))
+            assert train.main([*command, "--out", str(tmp_path / "new" / "run")]) == 130
+        one_line(capsys, "SIGINT")
+    assert_survived(command, tmp_path / "new" / "run", test_csv, wanted)
+
+
+# Damaged and missing files
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, "half", "n-1"])
+def test_a_truncated_state(size, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    path = stopped(command, tmp_path / "run", monkeypatch)
+    n = path.stat().st_size
+    os.truncate(path, {"half": n // 2, "n-1": n - 1}.get(size, size))
+    capsys.readouterr()
+    assert_survived(command, tmp_path / "run", test_csv, wanted)
+    assert "state.pt: truncated or damaged - this fold begins anew" in capsys.readouterr().out
+
+
+def flip(path: Path, at: int, mask: int = 1) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at % len(raw)] ^= mask
+    path.write_bytes(raw)
+
+
+def test_a_flipped_byte_in_a_state(command, tmp_path, test_csv, wanted, monkeypatch):
+    path = stopped(command, tmp_path / "run", monkeypatch)
+    whole = path.read_bytes()
+    assert load_state(path)
+    for at in np.random.default_rng(0).integers(0, len(whole), 40):
+        flip(path, int(at))
+        assert load_state(path) is None
+        path.write_bytes(whole)
+    flip(path, 5000)
+    assert_survived(command, tmp_path / "run", test_csv, wanted)
+
+
+def test_flipped_bytes_in_the_files_of_a_run(command, copy, test_csv, wanted, capsys, monkeypatch):
+    key = read_env(copy)["key"]
+    rng = np.random.default_rng(0)
+    for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name not in ("lock", "env.json")):
+        whole = path.read_bytes()
+        for at in [0, len(whole) - 1, *rng.integers(0, len(whole), 4)]:
+            flip(path, int(at), 1 << int(rng.integers(8)))
+            assert str(path) in damage(path.parent, key), (path, at)
+        argv = ["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]
+        assert predict.main(argv) == 2
+        one_line(capsys, str(path), "run the same train.py command again")
+        assert not (copy.parent / "no.csv").exists()
+        path.write_bytes(whole)
+    flip(copy / "fold_1" / "head.safetensors", 200)
+    flip(copy / "th.npy", 130)
+    flip(copy / "config.json", 130)
+    flip(copy / "texts.npy", 130)
+    calls = at_call(monkeypatch, train, "train_step", 0, die)
+    assert_survived(command, copy, test_csv, wanted)
+    assert calls == [STEPS // 2]  # just that fold
+
+
+def test_a_flipped_byte_in_env_json_is_refused_by_both(command, copy, test_csv, capsys):
+    text = (copy / "env.json").read_text()
+    for old in ('"lr": 0.005', f'"key": "{read_env(copy)["key"][:4]}', '"same"'):
+        assert old in text
+        (copy / "env.json").write_text(text.replace(old, old[:-1] + "7"))
+        assert predict.main(["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]) == 2
+        one_line(capsys, "env.json")
+        assert train.main([*command, "--out", str(copy)]) == 2
+        one_line(capsys, "env.json", "--restart")
+
+
+def test_each_missing_file_is_named(command, copy, test_csv, wanted, capsys):
+    argv = ["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]
+    names = [p.relative_to(copy) for p in sorted(copy.rglob("*")) if p.is_file() and p.name != "lock"]
+    assert len(names) > 15
+    for name in names:
+        (copy / name).rename(copy.parent / "aside")
+        assert predict.main(argv) == 2, name
+        line = one_line(capsys)
+        assert name.name in line or name.name == "DONE.json" and name.parent.name.replace("_", " ") in line, line
+        assert str(copy) in line
+        (copy.parent / "aside").rename(copy / name)
+    for name in ("fold_0/tokenizer.json", "th.json", "fold_1/DONE.json", "DONE.json", "texts.npy", "config.json"):
+        (copy / name).unlink()
+    assert_survived(command, copy, test_csv, wanted)
+
+
+def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    """Its checksum is taken when it is written, so that DONE.json can't vouch for what was damaged since."""
+    path = stopped(command, tmp_path / "run", monkeypatch, step=7)
+    weights = path.with_name("model.safetensors")
+    assert weights.exists()
+    assert load_state(path)["at"]["best"]["epoch"] == 0
+    flip(weights, 3000)
+    with monkeypatch.context() as m:
+        m.setattr(train, "better", lambda row, old: old is None)  # no later epoch writes it anew
+        assert train.main([*command, "--out", str(tmp_path / "run"), "--fold", "0"]) == 0
+    capsys.readouterr()
+    assert_survived(command, tmp_path / "run", test_csv, wanted)
+    assert "model.safetensors: damaged (its sha256 differs) - fold 0 is trained again" in capsys.readouterr().out
+
+
+def test_a_damaged_fold_is_not_put_into_the_totals(command, copy, test_csv, wanted, capsys):
+    flip(copy / "fold_1" / "oof.npy", 300)
+    assert train.main([*command, "--out", str(copy), "--fold", "0"]) == 1
+    one_line(capsys, "fold_1/oof.npy: damaged")
+    assert_survived(command, copy, test_csv, wanted)
+
+
+# Writing that fails
+
+
+def no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def fail_write(monkeypatch, folder: Path, name: str, number: int) -> list[int]:
+    """Let the call of that number raise ENOSPC: os.replace, os.fsync, or an open for writing below `folder`."""
+    if name != "open":
+        return at_call(monkeypatch, os, name, number, no_space, after=False)
+    import builtins
+
+    real, calls = open, [0]
+
+    def failing(file, mode="r", *args, **kwargs):
+        if set(mode) & set("wax+") and isinstance(file, (str, Path)) and folder in Path(file).parents:
+            calls[0] += 1
+            if calls[0] == number:
+                no_space()
+        return real(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", failing)
+    return calls
+
+
+@pytest.mark.parametrize("name, stride", [("replace", 9), ("fsync", 17), ("open", 11)])
+def test_a_write_that_fails(name, stride, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    number, done = 1, False
+    while not done:
+        out = tmp_path / str(number)
+        with monkeypatch.context() as m:
+            calls = fail_write(m, tmp_path, name, number)
+            code = train.main([*command, "--out", str(out)])
+        done = calls[0] < number
+        assert code == 0 if done else code in (1, 2), (name, number)
+        if not done:
+            one_line(capsys, "No space left on device")
+            assert not [p for p in out.rglob("*") if ".tmp" in p.name]
+        assert_survived(command, out, test_csv, wanted)
+        shutil.rmtree(out)
+        number += stride
+    assert number > stride  # at least one has failed
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync", "open"])
+def test_a_write_of_predict_that_fails(name, clean, tmp_path, test_csv, wanted, monkeypatch, capsys):
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv"), "--probabilities", str(tmp_path / "p.csv")]  # fmt: skip
+    (tmp_path / "s.csv").write_text("old")
+    number = 0
+    done = False
+    while not done:
+        number += 1
+        with monkeypatch.context() as m:
+            calls = fail_write(m, tmp_path, name, number)
+            code = predict.main(argv)
+        done = calls[0] < number
+        if not done:
+            assert code == 1, number
+            one_line(capsys, "No space left on device")
+            assert (tmp_path / "s.csv").read_bytes() in (b"old", wanted["submission"])
+    assert number > 2 and code == 0
+    assert (tmp_path / "s.csv").read_bytes() == wanted["submission"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "s.csv"]
+
+
+@pytest.mark.parametrize("limit", [10, 900, 3000, 30_000, 100_000, 170_000])
+def test_a_limit_on_the_size_of_files(limit, command, tmp_path, test_csv, wanted, capsys):
+    """As on a full disk, but in the middle of a file: JSON, tokenizer, weights, state."""
+    out, old = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        assert train.main([*command, "--out", str(out)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    one_line(capsys, "can't be written", "File too large", "make room")
+    assert not [p for p in out.rglob("*") if ".tmp" in p.name]
+    assert_survived(command, out, test_csv, wanted)
+
+
+def test_paths_that_cannot_be_written(command, clean, tmp_path, test_csv, capsys, monkeypatch):
+    trained = at_call(monkeypatch, train, "train_step", 0, die)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/below", "file/below/deep", "full", "dangling", "/dev/null", "/dev/full", "/proc/none"):
+        began = time.monotonic()
+        assert train.main([*command, "--out", str(tmp_path / name)]) == 2
+        one_line(capsys, name)
+        assert time.monotonic() - began < 3
+    assert trained == [0]
+    assert (tmp_path / "file").read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["dangling", "file", "full"]
+    for name in ("/dev/full", "/dev/null", "file/s.csv", "full", "nowhere/s.csv", "/proc/s.csv"):
+        assert predict.main(["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / name)]) in (1, 2)
+        one_line(capsys, name.split("/s.csv")[0])
+    for name in ("file", "/dev/null", "/dev/full", "full", "nowhere"):
+        assert predict.main(["--run", str(tmp_path / name), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]) == 2
+        one_line(capsys, name)
+
+
+def test_too_little_room_is_said_before_training(command, tmp_path, monkeypatch, capsys, test_csv, wanted):
+    usage = shutil.disk_usage(tmp_path)
+    trained = at_call(monkeypatch, train, "train_step", 0, die)
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "disk_usage", lambda path: usage._replace(free=50_000))
+        assert train.main([*command, "--out", str(tmp_path / "deep" / "run")]) == 2
+    one_line(capsys, "0.00 GB free", "make room")
+    assert trained == [0] and not (tmp_path / "deep").exists()
+    # what the run has written already counts as room: going on never needs more than beginning did
+    assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
+    need = 8 * sum(p.stat().st_size for p in (tmp_path / "run").glob("fold_0/model.safetensors"))
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need * 7 // 8))
+        assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
+
+
+def test_publish_and_whole_file_leave_nothing_behind(tmp_path):
+    (tmp_path / "x").write_text("old")
+    for error in (OSError(28, "No space left"), RuntimeError("unexpected pos 64"), Killed()):
+        expected = Killed if isinstance(error, Killed) else UserError
+        with pytest.raises(expected), whole_file(tmp_path / "x") as f:
+            f.write(b"half")
+            raise error
+
+        def write(folder: Path, error=error):
+            (folder / "x").write_text("half")
+            raise error
+
+        with pytest.raises(expected):
+            publish(tmp_path, write)
+        assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "old"
+    (tmp_path / ".x.123.tmp").write_text("of a dead process")
+    (tmp_path / ".tmp-123").mkdir()
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+# Memory and numbers
+
+
+def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted):
+    def no_memory():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    for step in (1, 6):
+        with monkeypatch.context() as m:
+            at_call(m, train, "train_step", step, no_memory, after=False)
+            assert train.main([*command, "--out", str(tmp_path / "run")]) == 1
+        one_line(capsys, "--batch-size 8", "--accumulate")
+    assert (tmp_path / "run" / "fold_0" / "state.pt").exists()
+    assert_survived(command, tmp_path / "run", test_csv, wanted)
+    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="size mismatch"):  # others are not disguised
+        at_call(m, train, "train_step", 1, lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")), after=False)
+        train.main([*command, "--out", str(tmp_path / "other")])
+
+
+def spoil(loss: torch.Tensor) -> torch.Tensor:
+    return loss * torch.nan
+
+
+@pytest.mark.parametrize("step, stop", [(1, None), (6, None), (6, 7), (12, None)])
+def test_a_loss_that_is_not_a_number(step, stop, command, data, tmp_path, monkeypatch, capsys, test_csv, wanted):
+    """With `stop`, a signal arrives between the step and the end of its epoch."""
+    out = tmp_path / "run"
+    rows = []
+    with monkeypatch.context() as m:
+        real, real_step, calls = train.loss_per_row, train.train_step, [0]
+
+        def stepped(model, optimizer, scaler, micro, config, pos_weight):
+            calls[0] += 1
+            rows.append(sum(len(b["labels"]) for b in micro))
+            m.setattr(train, "loss_per_row", lambda *a: spoil(real(*a)) if calls[0] == step else real(*a))
+            result = real_step(model, optimizer, scaler, micro, config, pos_weight)
+            m.setattr(train, "loss_per_row", real)
+            if calls[0] == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        m.setattr(train, "train_step", stepped)
+        assert train.main([*command, "--out", str(out)]) == 1
+    line = one_line(capsys, f"fold {(step - 1) // 8}, epoch {(step - 1) % 8 // 4 + 1}, step {(step - 1) % 4 + 1}: loss", "--lr")
+    ids = re.search("rows ([0-9, ]+) -", line)[1].split(", ")
+    assert len(ids) == 8 and set(ids) <= {r[0] for r in make_rows(64)}
+    for path in out.rglob("state.pt"):
+        assert all(t.isfinite().all() for t in load_state(path)["model"].values())
+    assert_survived(command, out, test_csv, wanted)
+
+
+def test_logits_that_are_not_numbers(command, tmp_path, monkeypatch, capsys, test_csv, wanted):
+    """Finite losses, but weights that are not: nothing of that epoch is kept."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as m:
+        real = train.predict_logits
+        m.setattr(train, "predict_logits", lambda *a, **kw: real(*a, **kw) * np.nan)
+        assert train.main([*command, "--out", str(out)]) == 1
+    one_line(capsys, "fold 0, epoch 1", "not finite")
+    assert not list(out.rglob("*.safetensors")) and not list(out.rglob("state.pt"))
+    assert_survived(command, out, test_csv, wanted)
+
+
+# Another command, other data
+
+
+@pytest.mark.parametrize(
+    "extra, named",
+    [
+        (["--lr", "1e-3"], "settings.lr: 0.005 -> 0.001"),
+        (["--epochs", "3"], "settings.epochs: 2 -> 3"),
+        (["--folds", "3"], "settings.folds: 2 -> 3"),
+        (["--labels", *LABELS[:4]], "settings.labels"),
+        (["--pooling", "cls"], "settings.pooling: mean -> cls"),
+        (["--seed", "7", "--dropout", "0.2"], "settings.dropout: 0.3 -> 0.2; settings.seed: 42 -> 7"),
+    ],
+)
+def test_another_command_is_refused(extra, named, command, copy, capsys, clean):
+    assert train.main([*command, *extra, "--out", str(copy)]) == 2
+    one_line(capsys, "holds another run", named, "--restart")
+    assert outputs(copy) == outputs(clean) and read_env(copy) == read_env(clean)
+
+
+def test_other_data_code_versions_or_weights_are_refused(command, copy, capsys, data, tmp_path, monkeypatch, bert):
+    rows = make_rows(64)
+    rows[3][1] += " dog"
+    changed = write_csv(tmp_path / "changed.csv", rows)
+    assert train.main([*command, "--train", str(changed), "--out", str(copy)]) == 2
+    one_line(capsys, "data_sha256")
+    with monkeypatch.context() as m:
+        m.setattr(train, "code_sha256", lambda: {"train.py": "0"})
+        assert train.main([*command, "--out", str(copy)]) == 2
+    one_line(capsys, "code_sha256.train.py")
+    with monkeypatch.context() as m:
+        m.setattr(train.platform, "python_version", lambda: "3.0")
+        assert train.main([*command, "--out", str(copy)]) == 2
+    one_line(capsys, "versions.python")
+    torch.set_num_threads(2)
+    assert train.main([*command, "--out", str(copy)]) == 2
+    torch.set_num_threads(1)
+    one_line(capsys, "threads: 1 -> 2")
+    other = Path(shutil.copytree(bert, tmp_path / bert.name))
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    next(iter(weights.values()))[0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert train.main([*command, "--model", str(other), "--out", str(copy)]) == 2
+    one_line(capsys, "encoder_sha256")
+    assert train.main([*command, "--train", str(shutil.copy(data, tmp_path / "same.csv")), "--out", str(copy)]) == 0
+
+
+def test_restart_renames_away(command, copy, capsys, clean):
+    assert train.main([*command, "--epochs", "1", "--out", str(copy), "--restart"]) == 0
+    old = copy.with_name("copy.old1")
+    assert f"the old run is now {old}" in capsys.readouterr().out
+    assert outputs(old) == outputs(clean) != outputs(copy)
+    (copy / "env.json").write_text("{")
+    assert train.main([*command, "--epochs", "1", "--out", str(copy), "--restart"]) == 0
+    assert copy.with_name("copy.old2").is_dir()
+
+
+def test_two_commands_that_begin_at_once_do_not_share_a_folder(command, tmp_path, capsys, monkeypatch):
+    """The other command's env.json appears while we wait for the lock."""
+    real = run_module.locked
+
+    def slow(path, wait=False):
+        if wait and not (tmp_path / "run" / "env.json").exists():
+            same = {"settings": {"lr": 1}}
+            write_json(tmp_path / "run" / "env.json", {"same": same, "key": run_module.json_sha256(same)[:16]})
+        return real(path, wait)
+
+    monkeypatch.setattr(run_module, "locked", slow)
+    assert train.main([*command, "--out", str(tmp_path / "run")]) == 2
+    one_line(capsys, "holds another run", "settings.lr: 1 -> 0.005")
+    assert sorted(os.listdir(tmp_path / "run")) == ["env.json", "lock"]  # theirs is left to them
+
+
+# Parity and invariance
+
+
+def test_folds_share_no_row_and_no_text(clean):
+    oof = [line.split(",") for line in (clean / "oof.csv").read_text().splitlines()[1:]]
+    texts = {r[0]: " ".join(r[1].casefold().split()) for r in make_rows(64)}
+    assert sorted(r[0] for r in oof) == sorted(texts) and len(oof) == 64
+    a, b = ({texts[r[0]] for r in oof if r[1] == k} for k in "01")
+    assert a and b and not a & b
+
+
+def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert):
+    ensemble = predict.Ensemble.open(str(clean), "cpu", "fp32")
+    oof = [line.split(",") for line in (clean / "oof.csv").read_text().splitlines()[1:]]
+    texts = {r[0]: r[1] for r in make_rows(64)}
+    for k in range(2):
+        held = [r for r in oof if r[1] == str(k)]
+        tokens = predict.tokenize(ensemble.tokenizer, [texts[r[0]] for r in held], 128)
+        stored = np.array([r[2:] for r in held], dtype=np.float32)
+        for model_of, close in ((k, True), (1 - k, False)):
+            model = ensemble.model(model_of)
+            p = model_module.sigmoid(model_module.predict_logits(model, tokens, ensemble.tokenizer.pad_token_id, "cpu", "fp32"))
+            assert (np.abs(p - stored).max() <= 1e-5) == close
+
+
+def test_predictions_do_not_depend_on_batch_or_order(clean):
+    ensemble = predict.Ensemble.open(str(clean), "cpu", "fp32")
+    model, pad = ensemble.model(0), ensemble.tokenizer.pad_token_id
+    texts = [r[1] for r in make_rows(64, seed=3)]
+
+    def logits(texts: list[str], batch_tokens: int) -> np.ndarray:
+        tokens = predict.tokenize(ensemble.tokenizer, texts, 128)
+        return model_module.predict_logits(model, tokens, pad, "cpu", "fp32", batch_tokens=batch_tokens)
+
+    want = logits(texts, 4096)
+    assert np.ptp(want, axis=0).min() > 0.01  # rows do differ
+    for batch_tokens in (1, 7 * 16, 64 * 16):
+        assert np.abs(logits(texts, batch_tokens) - want).max() <= 1e-5
+    order = np.random.default_rng(0).permutation(len(texts))
+    assert np.abs(logits([texts[i] for i in order], 200) - want[order]).max() <= 1e-5
+    one = np.concatenate([logits([t], 4096) for t in texts[:8]])
+    assert np.abs(one - want[:8]).max() <= 1e-5
+
+
+# Files that mean harm
+
+
+class Harm:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_pickles_are_not_executed(clean, command, tmp_path, test_csv, wanted, capsys, monkeypatch):
+    made = tmp_path / "executed"
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+    evil = tmp_path / "th.npy"
+    pickle.loads(pickle.dumps(Harm(made)))
+    assert made.exists()  # the payload works
+    made.unlink()
+    np.save(evil, np.array([Harm(made)], dtype=object), allow_pickle=True)
+    assert predict.main([*argv, "--thresholds", str(evil)]) == 2
+    one_line(capsys, "th.npy: not an array of thresholds")
+    evil.write_bytes(pickle.dumps(Harm(made)))
+    assert predict.main([*argv, "--thresholds", str(evil)]) == 2
+    one_line(capsys, "th.npy: not an array of thresholds")
+    state = stopped(command, tmp_path / "run", monkeypatch)
+    save_state(state, {"model": Harm(made)})  # with the right sha256
+    assert_survived(command, tmp_path / "run", test_csv, wanted)
+    assert "state.pt: truncated or damaged - this fold begins anew" in capsys.readouterr().out
+    assert not made.exists()
+
+
+def test_model_folders_that_mean_harm(bert, command, tmp_path, capsys):
+    made = tmp_path / "executed"
+
+    def folder(name: str) -> Path:
+        return Path(shutil.copytree(bert, tmp_path / name))
+
+    remote = folder("remote")
+    config = json.loads((remote / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (remote / "config.json").write_text(json.dumps(config))
+    (remote / "evil.py").write_text(f"open({str(made)!r}, 'w')\nclass Evil: pass\n")
+    header = folder("header")
+    with open(header / "model.safetensors", "r+b") as f:
+        f.write(struct.pack("<Q", 200_000_000))
+        f.truncate(200_000_100)  # sparse
+    bomb = folder("bomb")
+    (bomb / "model.safetensors").unlink()
+    (bomb / "pytorch_model.bin").write_bytes(pickle.dumps(Harm(made)))
+    for name in (remote, header, bomb):
+        assert train.main([*command, "--model", str(name), "--out", str(tmp_path / "run")]) == 2
+        one_line(capsys, str(name))
+    assert not made.exists() and not (tmp_path / "run").exists()
+
+
+def test_hashes_of_seen_texts_that_are_damaged(clean, command, copy, tmp_path, capsys):
+    """texts.npy beside an encoder that comes from a run."""
+    made = tmp_path / "executed"
+    np.save(copy / "texts.npy", np.array([Harm(made)], dtype=object), allow_pickle=True)
+    argv = [*command, "--model", str(copy / "fold_0"), "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert train.main(argv) == 2
+    one_line(capsys, "texts.npy")
+    shutil.copy(clean / "texts.npy", copy / "texts.npy")
+    assert train.main(argv) == 0
+    assert "64 of 64 texts are among those this encoder was trained on" in capsys.readouterr().err
+    assert not made.exists()
+
+
+# No network, no git
+
+
+def test_offline(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    assert train.main([*command, "--model", "nobody/nothing-here", "--out", str(tmp_path / "run")]) == 2
+    one_line(capsys, "nobody/nothing-here", "HF_HUB_OFFLINE", "local folder")
+    assert time.monotonic() - began < 5 and not (tmp_path / "run").exists()
+
+
+def test_a_machine_without_git(command, clean, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert train._git_commit() is None
+    monkeypatch.undo()
+    assert CUES and fast.ByteDropout(0.5)(torch.ones(8)).shape == (8,)
