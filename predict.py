@@ -28,7 +28,7 @@ import metrics
 from config import UserError, warn
 from data import check_file, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
-from run import Run, Signals, commit, damage, file_sha256, read_env, read_json, write_json, writing
+from run import Run, Signals, commit, damage, file_sha256, json_sha256, locked, read_env, read_json, read_npy, write_json, writing
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
