@@ -259,7 +259,7 @@ import predict, train
 step = train.train_step
 def slow(*args):
     print("STEP", flush=True)
-    time.sleep(0.1)
+    time.sleep(0.05)
     return step(*args)
 train.train_step = slow
 print("ready", flush=True)
@@ -306,7 +306,7 @@ def processes():
 
 
 def wait_for_steps(log: Path, steps: int) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         if log.exists() and log.read_text().count("STEP") >= steps:
             return
         time.sleep(0.02)
@@ -357,7 +357,7 @@ def test_sigkill(steps, processes, command, tmp_path, test_csv, wanted):
     out, log = tmp_path / "run", tmp_path / "log"
     pid = processes.start([*command, "--out", str(out)], log)
     wait_for_steps(log, steps)
-    time.sleep(0.03 * steps / 4)
+    time.sleep(0.015 * steps / 4)
     with locked(out / f"fold_{(steps - 1) // 8}" / "lock") as free:
         assert not free  # the control of the next line but two
     os.kill(pid, signal.SIGKILL)
@@ -553,7 +553,7 @@ def fail_write(monkeypatch, folder: Path, name: str, number: int) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("name, stride", [("replace", 9), ("fsync", 17), ("open", 11)])
+@pytest.mark.parametrize("name, stride", [("replace", 11), ("fsync", 23), ("open", 19)])
 def test_a_write_that_fails(name, stride, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     number, done = 1, False
     while not done:
@@ -597,12 +597,12 @@ def test_a_write_of_predict_that_fails(name, clean, tmp_path, test_csv, wanted, 
 def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, test_csv, monkeypatch, capsys):
     out = tmp_path / f"s{ending}"
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(out), "--probabilities", str(tmp_path / f"p{ending}")]
-    monkeypatch.setattr(predict, "CHUNK", 9)  # 40 rows: 5 chunks
+    monkeypatch.setattr(predict, "CHUNK", 11)  # 40 rows: 4 chunks
     assert predict.main(argv) == 0
     want = [out.read_bytes(), (tmp_path / f"p{ending}").read_bytes()]
     scores = capsys.readouterr().out.splitlines()[-1]
     for name in ("write_json", "commit"):
-        for number in range(1, 6 if name == "write_json" else 3):
+        for number in range(1, 5 if name == "write_json" else 3):
             out.unlink()
             with monkeypatch.context() as m:
                 at_call(m, predict, name, number, die)
