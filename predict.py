@@ -11,9 +11,7 @@ if __name__ == "__main__":
 
 import csv
 import gzip
-import hashlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -192,8 +190,8 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     free, need = shutil.disk_usage(paths[0].parent).free, n * 16 * (1 + len(labels)) * len(paths)
     if free < need:
         raise UserError(f"{paths[0].parent}: {free / 1e9:.2f} GB free, about {need / 1e9:.2f} GB needed - make room")
-    key = [run.key, file_sha256(config.input), th.tolist(), ensemble.precision, ensemble.device, config.text_column, len(paths)]
-    work = Work(paths, hashlib.sha256(json.dumps(key).encode()).hexdigest(), len(labels))
+    key = [run.key, file_sha256(config.input), th.tolist(), ensemble.precision, ensemble.device, config.text_column, list(map(str, paths))]
+    work = Work(paths, json_sha256(key), len(labels))
     if work.rows:
         print(f"goes on after row {work.rows} of {n}")
     said = set()
@@ -258,16 +256,20 @@ class Work:
     def __init__(self, paths: list[Path], key: str, labels: int):
         self.paths, self.key = paths, key
         *self.parts, self.note = growing(paths)
+        self.lock = locked(self.parts[0])  # until this object is gone
+        if not self.lock.__enter__():
+            raise UserError(f"{paths[0]}: another predict.py is writing it - wait for it, or choose another --output")
         self.rows, self.chunks, self.exact, self.counts, self.head = 0, 0, 0, np.zeros((4, labels), dtype=np.int64), ""
         sizes = [0] * len(paths)
-        if self.note.is_file() and all(p.is_file() for p in self.parts):
-            try:
-                old = read_json(self.note)
-            except UserError:
-                old = {}
-            if old.get("key") == key and all(p.stat().st_size >= s for p, s in zip(self.parts, old["sizes"], strict=True)):
-                self.rows, self.chunks, self.exact, self.head = (old[k] for k in ("rows", "chunks", "exact", "head"))
-                self.counts, sizes = np.array(old["counts"]), old["sizes"]
+        try:
+            old = read_json(self.note)
+        except UserError:  # none, or damaged: from the first row
+            old = {}
+        if old.get("sha256") == json_sha256([key, old.get("progress")]):
+            there = [p.stat().st_size if p.is_file() else -1 for p in self.parts]
+            if all(a >= b for a, b in zip(there, old["progress"][-1], strict=True)):
+                self.rows, self.chunks, self.exact, self.head, counts, sizes = old["progress"]
+                self.counts = np.array(counts)
         for part, size in zip(self.parts, sizes, strict=True):
             with writing(part), open(part, "ab") as f:
                 f.truncate(size)
@@ -283,7 +285,8 @@ class Work:
                 os.fsync(f.fileno())
         self.rows, self.chunks = self.rows + rows, self.chunks + 1
         sizes = [p.stat().st_size for p in self.parts]
-        write_json(self.note, {"key": self.key, "rows": self.rows, "chunks": self.chunks, "sizes": sizes, "exact": self.exact, "counts": self.counts.tolist(), "head": self.head})  # fmt: skip
+        progress = [self.rows, self.chunks, self.exact, self.head, self.counts.tolist(), sizes]
+        write_json(self.note, {"progress": progress, "sha256": json_sha256([self.key, progress])})
 
     def finish(self) -> str:
         for part, path in zip(self.parts, self.paths, strict=True):

@@ -183,7 +183,7 @@ def noticed(run: Path) -> str | None:
 
 
 def flips(table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: random.Random) -> None:
-    """One flipped bit in a random byte of a random file: named; every fourth time the run is made whole again."""
+    """One flipped bit in a random byte of a random file: named; every eighth time the run is made whole again."""
     copy, found, whole = Path(shutil.copytree(run, WORK / "flip")), [], []
     assert noticed(copy) is None
     paths = sorted(p for p in copy.rglob("*") if p.is_file() and p.name != "lock")
@@ -194,7 +194,7 @@ def flips(table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: 
         changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         found.append(path.name in (noticed(copy) or ""))
-        if i % 4 == 0 and path.name != "env.json":  # without it nobody can say which run this is: refused
+        if i % 8 == 0 and path.name != "env.json":  # without it nobody can say which run this is: refused
             whole.append(finish(copy, epochs) == wanted)
             shutil.rmtree(copy)
             shutil.copytree(run, copy)

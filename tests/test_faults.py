@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CUES, LABELS, make_rows, outputs, write_csv
+from conftest import LABELS, make_rows, outputs, write_csv
 
-import fast
 import model as model_module
 import predict
 import run as run_module
@@ -155,6 +154,23 @@ def test_death_after_each_part_of_a_run(name, most, command, tmp_path, test_csv,
         assert_survived(command, out, test_csv, wanted)
 
 
+def test_death_after_every_second_state_within_an_epoch(command, tmp_path, test_csv, wanted, monkeypatch):
+    """States after each step, as a long epoch writes them every ten minutes."""
+    out, deaths = tmp_path / "run", 0
+    monkeypatch.setattr(train, "STATE_EVERY", -1.0)
+    while True:
+        with monkeypatch.context() as m:
+            calls = at_call(m, train, "save_state", 2, die)
+            try:
+                assert train.main([*command, "--out", str(out)]) == 0
+                break
+            except Killed:
+                assert calls == [2]
+                deaths += 1
+    assert deaths >= STEPS // 2
+    assert everything(out, test_csv) == wanted
+
+
 def test_a_signal_at_every_step(command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     """One run stopped after each of its steps in turn."""
     out = tmp_path / "run"
@@ -243,7 +259,7 @@ import predict, train
 step = train.train_step
 def slow(*args):
     print("STEP", flush=True)
-    time.sleep(0.1)
+    time.sleep(0.05)
     return step(*args)
 train.train_step = slow
 print("ready", flush=True)
@@ -290,7 +306,7 @@ def processes():
 
 
 def wait_for_steps(log: Path, steps: int) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         if log.exists() and log.read_text().count("STEP") >= steps:
             return
         time.sleep(0.02)
@@ -341,7 +357,7 @@ def test_sigkill(steps, processes, command, tmp_path, test_csv, wanted):
     out, log = tmp_path / "run", tmp_path / "log"
     pid = processes.start([*command, "--out", str(out)], log)
     wait_for_steps(log, steps)
-    time.sleep(0.03 * steps / 4)
+    time.sleep(0.015 * steps / 4)
     with locked(out / f"fold_{(steps - 1) // 8}" / "lock") as free:
         assert not free  # the control of the next line but two
     os.kill(pid, signal.SIGKILL)
@@ -364,8 +380,6 @@ def test_two_processes_share_the_folds(processes, command, tmp_path, test_csv, w
 
 def test_a_locked_fold_is_not_taken(command, tmp_path, capsys, test_csv, wanted):
     out = tmp_path / "run"
-    (out / "fold_0").mkdir(parents=True)
-    shutil.rmtree(out)
     assert train.main([*command, "--out", str(out), "--fold", "1"]) == 0
     (out / "fold_0").mkdir()
     with locked(out / "fold_0" / "lock") as free:
@@ -390,7 +404,9 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, old)
 
 
-@pytest.mark.parametrize("name", ["read_csv", "load_encoder", "make_model", "write_totals", "take"])
+@pytest.mark.parametrize(
+    "name", ["read_csv", "load_encoder", "make_model", "predict_logits", "keep_epoch", "finish", "write_totals", "take"]
+)
 def test_a_signal_outside_the_loop(name, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     with monkeypatch.context() as m:
         owner = train.Run if name == "take" else train
@@ -537,7 +553,7 @@ def fail_write(monkeypatch, folder: Path, name: str, number: int) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("name, stride", [("replace", 9), ("fsync", 17), ("open", 11)])
+@pytest.mark.parametrize("name, stride", [("replace", 11), ("fsync", 23), ("open", 19)])
 def test_a_write_that_fails(name, stride, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     number, done = 1, False
     while not done:
@@ -575,6 +591,47 @@ def test_a_write_of_predict_that_fails(name, clean, tmp_path, test_csv, wanted, 
     assert number > 2 and code == 0
     assert (tmp_path / "s.csv").read_bytes() == wanted["submission"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "s.csv"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
+def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, test_csv, monkeypatch, capsys):
+    out = tmp_path / f"s{ending}"
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(out), "--probabilities", str(tmp_path / f"p{ending}")]
+    monkeypatch.setattr(predict, "CHUNK", 11)  # 40 rows: 4 chunks
+    assert predict.main(argv) == 0
+    want = [out.read_bytes(), (tmp_path / f"p{ending}").read_bytes()]
+    scores = capsys.readouterr().out.splitlines()[-1]
+    for name in ("write_json", "commit"):
+        for number in range(1, 5 if name == "write_json" else 3):
+            out.unlink()
+            with monkeypatch.context() as m:
+                at_call(m, predict, name, number, die)
+                with pytest.raises(Killed):
+                    predict.main(argv)
+            note = out.with_name(out.name + ".part.json")
+            assert note.exists()
+            with open(out.with_name(out.name + ".part"), "ab") as f:
+                f.write(b"half a chu")
+            if number == 2:
+                flip(note, 40)  # then it begins anew
+            if number == 3:
+                os.truncate(note, 30)
+            capsys.readouterr()
+            assert predict.main(argv) == 0
+            said = capsys.readouterr().out
+            assert [out.read_bytes(), (tmp_path / f"p{ending}").read_bytes()] == want
+            assert said.splitlines()[-1] == scores and "macro_f1" in scores
+            assert ("goes on after row" in said) == (name == "write_json" and number not in (2, 3))
+    assert sorted(os.listdir(tmp_path)) == [f"p{ending}", f"s{ending}"]
+
+
+def test_two_predictions_into_one_file(clean, tmp_path, test_csv, capsys):
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+    with locked(tmp_path / "s.csv.part") as free:
+        assert free
+        assert predict.main(argv) == 2
+    one_line(capsys, "s.csv: another predict.py is writing it")
+    assert predict.main(argv) == 0
 
 
 @pytest.mark.parametrize("limit", [10, 900, 3000, 30_000, 100_000, 170_000])
@@ -913,5 +970,4 @@ def test_offline(command, tmp_path, capsys, monkeypatch):
 def test_a_machine_without_git(command, clean, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert train._git_commit() is None
-    monkeypatch.undo()
-    assert CUES and fast.ByteDropout(0.5)(torch.ones(8)).shape == (8,)
+    assert train.main([*command, "--out", str(clean)]) == 0
