@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
@@ -46,6 +47,12 @@ def find_encoder(name: str) -> str:
     if os.path.exists(name) or name[0] in "/.~" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"--model {name}: no such folder - give a folder, or a Hub name such as bert-base-uncased")
     return name
+
+
+def hub_revision(path: str) -> str | None:
+    """The commit of a Hub model in the cache; None for folders."""
+    found = None if os.path.isdir(path) else try_to_load_from_cache(path, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
-from model import EmotionClassifier, EncoderInfo, autocast, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
+from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
 from report import draw_report
 from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, read_npy, save_state, whole_file, write_json  # fmt: skip
 
@@ -141,7 +141,7 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     env = {
         "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
         "host": {"platform": platform.platform(), "device": _device_name(config.device)},
-        "hub_revision": getattr(info.config, "_commit_hash", None),
+        "hub_revision": hub_revision(info.path),
         "git_commit": _git_commit(),
         "same": {
             "settings": identity(config),

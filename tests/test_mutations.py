@@ -112,7 +112,7 @@ def place(tmp_path_factory, bert, finished):
         if c.out:  # the real folder, and away with it: each example finds the same files
             run = run_folder.Run.open(Path(c.out), c.folds, {}, {"same": config.identity(c)}, c.restart, 0)
             shutil.rmtree(run.path)
-        return SimpleNamespace(take=lambda only: [], damage=lambda k: None, done=lambda k: True)
+        return SimpleNamespace(take=lambda only: [], fold=lambda k: Path(), key=None)
 
     def probabilities(self, texts, check=None, say=None):
         return np.array([[len(t) % 7 / 7] * len(self.labels) for t in texts], dtype=np.float32).reshape(len(texts), -1)
@@ -123,6 +123,7 @@ def place(tmp_path_factory, bert, finished):
         m.setattr(train, "load_encoder", lambda path: None)
         m.setattr(train, "open_run", open_run)
         m.setattr(train, "shrink_vocabulary", lambda job, encoder: job)
+        m.setattr(train, "damage", lambda folder, key: None)
         m.setattr(train, "write_totals", lambda job, run: None)
         m.setattr(predict, "inspect_encoder", lambda name: SimpleNamespace(tokenizer=tokenizer))
         m.setattr(predict.Ensemble, "probabilities", probabilities)

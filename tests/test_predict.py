@@ -131,17 +131,28 @@ def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsy
     (lambda run: (run / "fold_1" / "DONE.json").unlink(), "fold 1 is missing"),
     (lambda run: (run / "fold_2" / "head.safetensors").unlink(), "head.safetensors: missing"),
     (lambda run: (run / "fold_2" / "model.safetensors").write_bytes(b"x"), "truncated"),
-    (lambda run: (run / "metrics.json").unlink(), "metrics.json is missing"),
+    (lambda run: (run / "metrics.json").unlink(), "metrics.json: missing"),
     (lambda run: (run / "config.json").unlink(), "config.json: missing"),
-    (lambda run: (run / "th.npy").unlink(), "no such file"),
-    (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "its labels are"),
-    (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "another run"),
+    (lambda run: (run / "th.npy").unlink(), "th.npy: missing"),
+    (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "th.json: truncated"),
+    (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "DONE.json: damaged"),
+    (lambda run: (run / "DONE.json").unlink(), "DONE.json is missing"),
 ])  # fmt: skip
 def test_spoilt_runs_are_refused(run, test_csv, spoil, words, capsys):
     spoil(run)
     assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1 and not os.path.exists("submission.csv")
+
+
+def test_a_fold_of_another_run_is_refused(run, flags, tmp_path, test_csv, capsys):
+    import train
+
+    assert train.main([*flags, "--seed", "1", "--fold", "1", "--out", str(tmp_path / "other")]) == 0
+    shutil.rmtree(run / "fold_1")
+    shutil.copytree(tmp_path / "other" / "fold_1", run / "fold_1")
+    assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
+    assert "fold_1: belongs to another run" in capsys.readouterr().err
 
 
 def test_seen_texts_are_counted(finished, train_csv, capsys):
