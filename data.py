@@ -9,9 +9,10 @@ import csv
 import difflib
 import gzip
 import hashlib
+import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +171,15 @@ def read_chunks(
         raise UserError(f"{path}:{row} column {name!r}: must be 0 or 1 ({value[:40]!r}{more}) - write 0 or 1 in each cell")
     if bad and not quiet:
         warn(f"{path}: {len(bad)} label cells are not 0/1 (first: row {bad[0][0]}, {bad[0][1]}) - no scores are printed")
+
+
+def csv_text(rows: Iterable[list]) -> str:
+    """Rows as CSV text that reads back the same: a lone carriage return in a field wants quotes around all."""
+    rows, text = list(rows), io.StringIO()
+    bare = any("\r" in x for row in rows for x in row if isinstance(x, str))
+    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    return text.getvalue()
 
 
 def read_csv(path: str, text_column: str | None, labels: list[str]) -> Table:

@@ -116,3 +116,35 @@ def label_table(table: dict[str, dict]) -> str:
             f"{r['threshold']:9.3f} | {r['support']:7d}"
         )
     return "\n".join(lines)
+
+
+def summary(y: np.ndarray, p: np.ndarray, fold: np.ndarray, names: list[str]) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
+    """Everything a run says of its out-of-fold rows: (values for metrics.json, thresholds, verdicts, bootstrap draws).
+
+    The verdicts (N, C) are cross-fitted, and so are the per-label scores; thresholds (C,) are chosen on all rows.
+    """
+    th, crossed = tune_thresholds(y, p), cross_fit(y, p, fold)
+    draws, table = bootstrap_f1(y, crossed), per_label(y, p, crossed, th, names)
+    for j, name in enumerate(names):
+        table[name]["f1_ci95"] = interval(draws[:, j])
+    values = {}
+    for how, pred in (("at_half", detect(p, np.float32(0.5))), ("tuned", detect(p, th)), ("cross_fitted", crossed)):
+        values |= {f"{name}_{how}": value for name, value in scores(y, pred).items()}
+    per_fold = [scores(y[fold == k], crossed[fold == k])["macro_f1"] for k in np.unique(fold)]
+    values |= {"macro_f1_cross_fitted_ci95": interval(draws.mean(1)), "macro_f1_cross_fitted_fold_std": float(np.std(per_fold))}
+    return {**values, "per_label": table}, th, crossed, draws
+
+
+def closing_table(values: dict) -> str:
+    """`summary` as text: per label, thresholds by name, and the three ways to score side by side."""
+    lines = [label_table(values["per_label"])]
+    lines.append("thresholds: " + ", ".join(f"{n} {r['threshold']:.2f}" for n, r in values["per_label"].items()))
+    lines.append(f"{'out-of-fold':<35}| macro-F1 | micro-F1 | exact match")
+    notes = {"at_half": "at 0.5", "tuned": "tuned on the same rows (optimistic)", "cross_fitted": "cross-fitted (quote this one)"}
+    for how, note in notes.items():
+        macro, micro, exact = (values[f"{name}_{how}"] for name in ("macro_f1", "micro_f1", "exact_match"))
+        lines.append(f"{note:<35}| {macro:8.4f} | {micro:8.4f} | {exact:.4f}")
+    low, high = values["macro_f1_cross_fitted_ci95"]
+    spread = values["macro_f1_cross_fitted_fold_std"]
+    lines.append(f"cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.4f}, 95 % interval {low:.4f} to {high:.4f}, deviation over folds {spread:.4f}")
+    return "\n".join(lines)

@@ -204,14 +204,14 @@ def autocast(device: str, precision: str):
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, tokens: Tokens, pad_id: int, device: str, precision: str, check=lambda: None, batch_tokens: int = 4096, max_length: int = 1_000_000) -> np.ndarray:  # fmt: skip
+def predict_logits(model: nn.Module, tokens: Tokens, collate: Collator, device: str, precision: str, check=lambda: None, batch_tokens: int = 4096) -> np.ndarray:  # fmt: skip
     """float32 (N, C) logits in the order of the rows: the one place that runs a model over rows without training it.
 
     Rows go through sorted by length and are scattered back. `check` is called between batches (signals, progress).
     """
     was_training = model.training
     model.eval()
-    dataset, collate = EmotionDataset(tokens), Collator(pad_id, max_length=max_length)
+    dataset = EmotionDataset(tokens)
     out = np.zeros((len(dataset), model.head.out_features), dtype=np.float32)
     for rows in token_batches(tokens.lengths, batch_tokens):
         batch = collate([dataset[i] for i in rows])

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import metrics
 from config import UserError, warn
-from data import check_file, normalise, read_chunks, text_hashes, tokenize
+from data import Collator, check_file, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
 from run import Run, Signals, commit, damage, file_sha256, json_sha256, locked, read_env, read_json, read_npy, write_json, writing
 
@@ -77,11 +77,12 @@ class Ensemble:
     def probabilities(self, texts: list[str], check=lambda: None, say=lambda text: None) -> np.ndarray:
         """float32 (N, C): the mean of the folds' probabilities."""
         tokens = tokenize(self.tokenizer, texts, self.settings["max_length"])
+        collate = Collator(self.tokenizer.pad_token_id, max_length=self.settings["max_length"])
         total = np.zeros((len(texts), len(self.labels)), dtype=np.float64)
         for k in range(self.run.folds):
             say(f"Predicting fold {k} ...")
             model = self.model(k)
-            total += sigmoid(predict_logits(model, tokens, self.tokenizer.pad_token_id, self.device, self.precision, check))
+            total += sigmoid(predict_logits(model, tokens, collate, self.device, self.precision, check))
         return (total / self.run.folds).astype(np.float32)
 
 

@@ -20,7 +20,7 @@ import platform
 import resource
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,10 @@ from tqdm import tqdm
 import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
-from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
+from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
 from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
 from report import draw_report
-from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, read_npy, save_state, whole_file, write_json  # fmt: skip
+from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, read_json, read_npy, save_state, whole_file, write_json  # fmt: skip
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
 
@@ -54,8 +54,11 @@ class Job:
     tokens: Tokens
     info: EncoderInfo
     signals: Signals
+    pad_id: int
     used: np.ndarray | None = None  # token ids of a shrunk embedding table; `tokens` and `pad_id` then count in these
-    pad_id: int = 0
+
+    def collator(self) -> Collator:
+        return Collator(self.pad_id, max_length=self.info.max_positions or self.config.max_length)
 
 
 @exit_codes
@@ -106,7 +109,7 @@ def prepare(config: Config, signals: Signals) -> Job:
     if config.folds == 1:  # fold 0 of five is held out, the other rows never are
         fold = np.where(fold == 0, 0, -1).astype(fold.dtype)
     warn_of_seen_texts(info.path, hashes)
-    return Job(config, table, hashes, fold, tokens, info, signals, None, info.tokenizer.pad_token_id)
+    return Job(config, table, hashes, fold, tokens, info, signals, info.tokenizer.pad_token_id)
 
 
 def warn_of_seen_texts(folder: str, hashes: np.ndarray) -> None:
@@ -245,21 +248,45 @@ def train_step(model, optimizer, scaler, micro_batches: list[dict], config: Conf
     return torch.stack([total, norm])
 
 
-def train_fold(job: Job, run: Run, k: int) -> None:
-    """Train fold k, from its start or from state.pt, and leave its folder finished.
+@dataclass
+class Fold:
+    """What training fold k holds. `at` is, beside weights and optimizer, all that going on needs; `taken` counts the
+    steps the scaler did not skip, `stats` holds loss and gradient norm of each step of the epoch, on the device."""
 
-    Each epoch: train, predict the held-out rows, keep the epoch if it is the best, write the state. Everything random
-    of a step comes from (seed, fold, step), so that going on needs no generator's state.
-    """
-    config, folder, labels = job.config, run.fold(k), job.table.labels
+    job: Job
+    k: int
+    folder: Path
+    train: np.ndarray  # row numbers
+    held: np.ndarray
+    model: EmotionClassifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    pos_weight: torch.Tensor | None
+    at: dict
+    batches: list[np.ndarray] = field(default_factory=list)  # row numbers of each step of the epoch
+    last_state: float = field(default_factory=time.monotonic)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.at["stats"])
+
+    def lr(self, taken: int) -> float:
+        config, total = self.job.config, self.steps * self.job.config.epochs
+        return config.lr * lr_factor(taken, total, int(config.warmup_ratio * total), config.scheduler)
+
+    def save(self) -> None:
+        """Write the state to go on from; a state that is not finite is refused."""
+        check_finite(self)
+        parts = {n: getattr(self, n).state_dict() for n in ("model", "optimizer", "scaler")}
+        save_state(self.folder / "state.pt", {**parts, "at": {**self.at, "stats": self.at["stats"].cpu()}})
+        self.last_state = time.monotonic()
+
+
+def start_fold(job: Job, run: Run, k: int) -> Fold:
+    """Fold k at its beginning, or where state.pt left it."""
+    config, labels = job.config, job.table.labels
     train, held = np.flatnonzero(job.fold != k), np.flatnonzero(job.fold == k)
-    lengths = job.tokens.lengths
-    rows_per_step = config.batch_size * config.accumulate
-    steps = -(-len(train) // rows_per_step)
-    total = steps * config.epochs
-    warmup = int(config.warmup_ratio * total)
-    dataset = EmotionDataset(job.tokens, labels)
-    collate = Collator(job.pad_id, max_length=job.info.max_positions or 1_000_000)
     model = make_model(job, k)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "fp16")
@@ -267,84 +294,118 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     if config.pos_weight:
         positives = labels[train].sum(0)
         weight = np.where(positives > 0, (len(train) - positives) / np.maximum(positives, 1), 1.0)
-        pos_weight = torch.tensor(np.clip(weight, 0.01, 100), dtype=torch.float32, device=config.device)
+        pos_weight = torch.tensor(weight.clip(0.01, 100), dtype=torch.float32, device=config.device)
+    steps = -(-len(train) // (config.batch_size * config.accumulate))
+    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "files": {}, "seconds": 0.0}
+    at["stats"] = torch.zeros(steps, 2)
+    parameters = job.info.parameters + sum(p.numel() for p in model.head.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {job.info.parameters + sum(p.numel() for p in model.head.parameters()):,} parameters, {trainable:,} in training{'' if job.used is None else f' ({len(job.used):,} of the token table)'}")  # fmt: skip
-
-    # What changes while training, and all that going on needs; `taken` counts steps the scaler did not skip.
-    at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "files": {}, "stats": torch.zeros(steps, 2), "seconds": 0.0}
-    saved = load_state(folder / "state.pt")
+    table = "" if job.used is None else f" (token table: the {len(job.used):,} rows that occur)"
+    print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {parameters:,} parameters, {trainable:,} trainable{table}")
+    saved = load_state(run.fold(k) / "state.pt")
     if saved:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"]) if scaler.is_enabled() else None
+        if scaler.is_enabled():
+            scaler.load_state_dict(saved["scaler"])
         at = saved["at"]
         print(f"fold {k}: goes on at epoch {at['epoch'] + 1}, step {at['step']} of {steps}", flush=True)
-    stats = at["stats"].to(config.device)  # loss and gradient norm of each step; fetched now and then, not each step
+    at["stats"] = at["stats"].to(config.device)
+    return Fold(job, k, run.fold(k), train, held, model, optimizer, scaler, pos_weight, at)
 
-    def keep_state() -> None:
-        check_finite(stats[: at["step"]], job, k, batches, at["epoch"])
-        at["stats"] = stats.cpu()
-        save_state(folder / "state.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "at": at})  # fmt: skip
 
-    batches, began = [], time.monotonic()
+def train_fold(job: Job, run: Run, k: int) -> None:
+    """Train fold k, from its start or from state.pt, and leave its folder finished.
+
+    Each epoch: train, predict the held-out rows, keep the epoch if it is the best, write the state. Everything random
+    of a step comes from (seed, fold, epoch, step), so that going on needs no generator's state.
+    """
+    config, fold = job.config, start_fold(job, run, k)
+    at, began = fold.at, time.monotonic() - fold.at["seconds"]
     job.signals.hold = True
     try:
         while at["epoch"] < config.epochs and not out_of_patience(at, config):
-            epoch = at["epoch"]
-            batches = [train[b] for b in length_batches(lengths[train], rows_per_step, [config.seed, k, epoch])]
-            bar = tqdm(range(at["step"], steps), f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None)
-            first, clock, last_state = at["step"], time.monotonic(), time.monotonic()
-            for step in bar:
-                torch.manual_seed(seed_of(config.seed, k, epoch, step))
-                for group in optimizer.param_groups:
-                    group["lr"] = config.lr * lr_factor(at["taken"], total, warmup, config.scheduler)
-                micro = [batches[step][i : i + config.batch_size] for i in range(0, len(batches[step]), config.batch_size)]
-                micro = [to_device(collate([dataset[i] for i in rows]), config.device) for rows in micro]
-                scale = scaler.get_scale() if scaler.is_enabled() else 1.0
-                stats[step] = train_step(model, optimizer, scaler, micro, config, pos_weight)
-                at["taken"] += not scaler.is_enabled() or scaler.get_scale() >= scale
-                at["step"] = step + 1
-                job.signals.check()
-                if time.monotonic() - last_state > STATE_EVERY:
-                    keep_state()
-                    last_state = time.monotonic()
-            check_finite(stats, job, k, batches, epoch)
-            trained, sizes = sum(map(len, batches[first:])), torch.tensor([len(b) for b in batches])
-            rate = trained / max(1e-9, time.monotonic() - clock)
-            logits = predict_logits(model, subset(job.tokens, held), collate.pad_id, config.device, config.precision, job.signals.check, max_length=collate.max_length)  # fmt: skip
-            if not np.isfinite(logits).all():
-                raise UserError(f"fold {k}, epoch {epoch + 1}: held-out logits are not finite - try a lower --lr or --precision fp32", 1)
-            row = {"fold": k, "epoch": epoch, "train_loss": float((stats[:, 0].cpu() * sizes).sum() / sizes.sum()), **held_out_scores(logits, labels[held], config), "lr": group["lr"] if bar.total else config.lr, "rows_per_s": rate}  # fmt: skip
+            rate = train_epoch(fold)
+            row, p = judge(fold, rate)
             at["log"].append(row)
             print(epoch_line(row, config.epochs), flush=True)
             if better(row, at["best"]):
                 at["best"] = row
-                rates = (config.lr * lr_factor(i, total, warmup, config.scheduler) for i in range(at["taken"]))
-                unused = 1.0 if config.freeze else math.prod(1 - r * config.weight_decay for r in rates)
-                at["files"] = keep_epoch(job, folder, model, sigmoid(logits), unused)
-            at["epoch"], at["step"] = epoch + 1, 0
-            at["seconds"] += time.monotonic() - began
-            began = time.monotonic()
-            write_log(folder / "log.jsonl", at["log"])
+                at["files"] = keep_epoch(fold, p)
+            write_log(fold.folder / "log.jsonl", at["log"])
+            at["epoch"], at["step"], at["seconds"] = at["epoch"] + 1, 0, time.monotonic() - began
             if at["epoch"] < config.epochs:
-                keep_state()
+                fold.save()
             job.signals.check()
     except Interrupted:
-        at["seconds"] += time.monotonic() - began
-        keep_state()
+        at["seconds"] = time.monotonic() - began
+        fold.save()
         raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and "memory" not in str(e).lower():
             raise
-        raise UserError(f"fold {k}: out of memory at --batch-size {config.batch_size} - a smaller --batch-size with a larger --accumulate gives the same steps; what was saved stays in {run.path}", 1) from e  # fmt: skip
+        mend = "a smaller --batch-size with a larger --accumulate gives the same steps"
+        raise UserError(f"fold {k}: out of memory at --batch-size {config.batch_size} - {mend}; what was saved stays in {run.path}", 1) from e
     finally:
         job.signals.hold = False
-    write_log(folder / "log.jsonl", at["log"])
-    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    files = {**at["files"], **describe(folder, ["log.jsonl"])}  # as they were written: a later flip or loss is noticed
-    finish(folder, run.key, files, fold=k, best=at["best"], rows_per_s=float(np.mean([r["rows_per_s"] for r in at["log"]])), seconds=at["seconds"], peak_rss_mb=peak_rss_mb)  # fmt: skip
-    (folder / "state.pt").unlink(missing_ok=True)
+    write_log(fold.folder / "log.jsonl", at["log"])
+    result = {
+        "fold": k,
+        "best": at["best"],
+        "rows_per_s": float(np.mean([r["rows_per_s"] for r in at["log"]])),
+        "seconds": at["seconds"],
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+    }
+    files = {**at["files"], **describe(fold.folder, ["log.jsonl"])}  # as they were written: a later flip is noticed
+    finish(fold.folder, run.key, files, **result)
+    (fold.folder / "state.pt").unlink(missing_ok=True)
+
+
+def train_epoch(fold: Fold) -> float:
+    """The steps of the epoch that are still to do; rows per second."""
+    job, config, at, k = fold.job, fold.job.config, fold.at, fold.k
+    epoch, size = at["epoch"], config.batch_size
+    dataset, collate = EmotionDataset(job.tokens, job.table.labels), job.collator()
+    order = length_batches(job.tokens.lengths[fold.train], size * config.accumulate, [config.seed, k, epoch])
+    fold.batches = [fold.train[b] for b in order]
+    todo, clock = range(at["step"], fold.steps), time.monotonic()
+    for step in tqdm(todo, f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None):
+        torch.manual_seed(seed_of(config.seed, k, epoch, step))
+        for group in fold.optimizer.param_groups:
+            group["lr"] = fold.lr(at["taken"])
+        rows = fold.batches[step]
+        micro = [collate([dataset[i] for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
+        micro = [to_device(batch, config.device) for batch in micro]
+        scale = fold.scaler.get_scale()
+        at["stats"][step] = train_step(fold.model, fold.optimizer, fold.scaler, micro, config, fold.pos_weight)
+        at["taken"] += fold.scaler.get_scale() >= scale  # fp16: smaller means that the step was skipped
+        at["step"] = step + 1
+        job.signals.check()
+        if time.monotonic() - fold.last_state > STATE_EVERY:
+            fold.save()
+    check_finite(fold)
+    return sum(len(fold.batches[i]) for i in todo) / max(1e-9, time.monotonic() - clock)
+
+
+def judge(fold: Fold, rate: float) -> tuple[dict, np.ndarray]:
+    """The epoch's log row, and the held-out rows' probabilities (N, C)."""
+    job, config, at = fold.job, fold.job.config, fold.at
+    logits = predict_logits(fold.model, subset(job.tokens, fold.held), job.collator(), config.device, config.precision, job.signals.check)
+    if not np.isfinite(logits).all():
+        raise UserError(f"fold {fold.k}, epoch {at['epoch'] + 1}: held-out logits are not finite - try a lower --lr or --precision fp32", 1)
+    y, p = job.table.labels[fold.held], sigmoid(logits)
+    sizes = torch.tensor([len(b) for b in fold.batches])
+    s = metrics.scores(y, metrics.detect(p, np.float32(0.5)))
+    return {
+        "fold": fold.k,
+        "epoch": at["epoch"],
+        "train_loss": float((at["stats"][:, 0].cpu() * sizes).sum() / sizes.sum()),
+        "val_loss": float(loss_per_row(torch.from_numpy(logits), torch.from_numpy(y), config, None).mean()),
+        "exact_match": s["exact_match"],
+        "macro_f1": s["macro_f1"],
+        "lr": fold.lr(max(0, at["taken"] - 1)),
+        "rows_per_s": rate,
+    }, p
 
 
 def to_device(batch: dict, device: str) -> dict:
@@ -359,23 +420,19 @@ def subset(tokens: Tokens, rows: np.ndarray) -> Tokens:
     return Tokens(np.concatenate(ids), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def check_finite(stats: torch.Tensor, job: Job, k: int, batches: list[np.ndarray], epoch: int) -> None:
+def check_finite(fold: Fold) -> None:
     """UserError (exit 1) that names the first step whose loss, or outside fp16 whose gradient, was not finite."""
+    stats, job = fold.at["stats"][: fold.at["step"]].cpu(), fold.job
     bad = ~stats[:, 0].isfinite() if job.config.precision == "fp16" else ~stats.isfinite().all(1)
     if bad.any():
         step = int(bad.nonzero()[0])
-        ids = ", ".join(job.table.ids[i] for i in batches[step][:16])
-        raise UserError(f"fold {k}, epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; rows {ids} - try a lower --lr or --precision fp32", 1)  # fmt: skip
+        ids = ", ".join(job.table.ids[i] for i in fold.batches[step][:16])
+        where = f"fold {fold.k}, epoch {fold.at['epoch'] + 1}, step {step + 1}"
+        raise UserError(f"{where}: loss or gradient is not finite; rows {ids} - try a lower --lr or --precision fp32", 1)
 
 
 def out_of_patience(at: dict, config: Config) -> bool:
     return config.patience is not None and bool(at["log"]) and at["epoch"] - 1 - at["best"]["epoch"] >= config.patience
-
-
-def held_out_scores(logits: np.ndarray, y: np.ndarray, config: Config) -> dict:
-    loss = loss_per_row(torch.from_numpy(logits), torch.from_numpy(y), config, None).mean()
-    s = metrics.scores(y, metrics.detect(sigmoid(logits), np.float32(0.5)))
-    return {"val_loss": float(loss), "exact_match": s["exact_match"], "macro_f1": s["macro_f1"]}
 
 
 def better(row: dict, best: dict | None) -> bool:
@@ -390,17 +447,19 @@ def epoch_line(r: dict, epochs: int) -> str:
     )
 
 
-def keep_epoch(job: Job, folder: Path, model: EmotionClassifier, p: np.ndarray, unused: float) -> dict:
+def keep_epoch(fold: Fold, p: np.ndarray) -> dict:
     """Write this epoch's model and held-out probabilities: on disk at once, since a live state_dict goes on changing."""
+    config = fold.job.config
+    decay = [1 - fold.lr(i) * config.weight_decay for i in range(fold.at["taken"])]  # of token rows that never occur
 
     def write(temporary: Path) -> None:
-        with fast.whole_embedding(model.encoder, unused) as encoder:
+        with fast.whole_embedding(fold.model.encoder, 1.0 if config.freeze else math.prod(decay)) as encoder:
             encoder.save_pretrained(temporary)
-        job.info.tokenizer.save_pretrained(temporary)
-        model.save_head(temporary / "head.safetensors")
+        fold.job.info.tokenizer.save_pretrained(temporary)
+        fold.model.save_head(temporary / "head.safetensors")
         np.save(temporary / "oof.npy", p, allow_pickle=False)
 
-    return publish(folder, write)
+    return publish(fold.folder, write)
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
@@ -409,76 +468,48 @@ def write_log(path: Path, rows: list[dict]) -> None:
 
 
 def write_totals(job: Job, run: Run) -> None:
-    """All folds are done: oof.csv, th.npy, log.jsonl and metrics.json from their files, and the closing tables."""
+    """All folds are done: oof.csv, th.npy, log.jsonl, report.png and metrics.json from their files; closing tables."""
     config, names = job.config, job.config.labels
     for k in range(config.folds):
         wrong = damage(run.fold(k), run.key)
         if wrong:
             raise UserError(f"{wrong} - the same command without --fold redoes fold {k}", 1)
-    results = [json.loads((run.fold(k) / "DONE.json").read_text()) for k in range(config.folds)]
-    rows = np.flatnonzero(job.fold >= 0)
+    results = [read_json(run.fold(k) / "DONE.json") for k in range(config.folds)]
+    log = [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()]
     p = np.zeros(job.table.labels.shape, dtype=np.float32)
     for k in range(config.folds):
         p[job.fold == k] = np.load(run.fold(k) / "oof.npy", allow_pickle=False)
+    rows = np.flatnonzero(job.fold >= 0)
     y, p, fold = job.table.labels[rows], p[rows], job.fold[rows]
-    th = metrics.tune_thresholds(y, p)
-    # with one fold the thresholds' own five folds, of the held-out rows, stand in for the run's
-    judged = fold if config.folds > 1 else assign_folds(y, job.hashes[rows], min(5, len(set(job.hashes[rows].tolist()))), config.seed)
-    crossed = metrics.cross_fit(y, p, judged)
-    s = {"at_half": metrics.scores(y, metrics.detect(p, np.float32(0.5))), "tuned": metrics.scores(y, metrics.detect(p, th)), "cross_fitted": metrics.scores(y, crossed)}  # fmt: skip
-    draws = metrics.bootstrap_f1(y, crossed, seed=config.seed)
-    draws_ci = metrics.interval(draws.mean(1))
-    per_label = metrics.per_label(y, p, crossed, th, names)
-    for j, name in enumerate(names):
-        per_label[name]["f1_ci95"] = metrics.interval(draws[:, j])
-    values = {
-        "macro_f1_at_half": s["at_half"]["macro_f1"],
-        "macro_f1_tuned": s["tuned"]["macro_f1"],
-        **{f"{name}_cross_fitted": value for name, value in s["cross_fitted"].items()},
-        "macro_f1_cross_fitted_ci95": draws_ci,
-        "macro_f1_cross_fitted_fold_std": float(np.std([metrics.scores(y[judged == k], crossed[judged == k])["macro_f1"] for k in np.unique(judged)])),  # fmt: skip
-        "per_label": per_label,
+    if config.folds == 1:  # the thresholds have five folds of their own, of the held-out rows
+        hashes = job.hashes[rows]
+        values, th, crossed, draws = metrics.summary(y, p, assign_folds(y, hashes, min(5, len(set(hashes.tolist()))), config.seed), names)
+    else:
+        values, th, crossed, draws = metrics.summary(y, p, fold, names)
+    values |= {
         "folds": [{**r["best"], "seconds": r["seconds"], "rows_per_s": r["rows_per_s"]} for r in results],
         "train_rows_per_s": float(np.mean([r["rows_per_s"] for r in results])),
         "seconds": float(sum(r["seconds"] for r in results)),
         "peak_rss_mb": float(max(r["peak_rss_mb"] for r in results)),
     }
+    lines = ([job.table.ids[i], k, *(f"{v:.9g}" for v in q)] for i, k, q in zip(rows, fold, p, strict=True))
     with locked(run.path / "lock", wait=True):
         with whole_file(run.path / "oof.csv") as f:
-            write_probabilities(f, job.table, rows, fold, p, names)
+            f.write(csv_text([["id", "fold", *names], *lines]).encode())
         with whole_file(run.path / "th.npy") as f:
             np.save(f, th, allow_pickle=False)
         write_json(run.path / "th.json", {"labels": names, "run": run.key})
-        log = [json.loads(x) for k in range(config.folds) for x in (run.fold(k) / "log.jsonl").read_text().splitlines()]
         write_log(run.path / "log.jsonl", log)
-        title = f"{config.model}: cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.3f} [{draws_ci[0]:.3f}, {draws_ci[1]:.3f}], {len(rows)} rows"
         with whole_file(run.path / "report.png") as f:
+            low, high = values["macro_f1_cross_fitted_ci95"]
+            title = f"{config.model}: cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.3f} [{low:.3f}, {high:.3f}], {len(rows)} rows"
             draw_report(f, log, y, p, crossed, th, draws, names, title)
         write_json(run.path / "metrics.json", values)
         files = ["env.json", "config.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "report.png", "metrics.json"]
         finish(run.path, run.key, describe(run.path, files))
-    print(metrics.label_table(per_label))
-    print("thresholds: " + ", ".join(f"{n} {t:.2f}" for n, t in zip(names, th, strict=True)))
-    print(f"{'out-of-fold':<34} | macro-F1 | micro-F1 | exact match")
-    notes = {"at_half": "at 0.5", "tuned": "tuned on the same rows (optimistic)", "cross_fitted": "cross-fitted (quote this one)"}
-    for key, note in notes.items():
-        print(f"{note:<35}| {s[key]['macro_f1']:8.4f} | {s[key]['micro_f1']:8.4f} | {s[key]['exact_match']:.4f}")
-    print(f"cross-fitted macro-F1 {s['cross_fitted']['macro_f1']:.4f}, 95 % interval {draws_ci[0]:.4f} to {draws_ci[1]:.4f}")
+    print(metrics.closing_table(values))
     default = Path(config.train).parent.name == "examples" and config.model == BUNDLED
     print(f"done: {run.path} | next: python predict.py --run {run.path}" + ("" if default else " --input new.csv"))
-
-
-def write_probabilities(f, table: Table, rows: np.ndarray, fold: np.ndarray, p: np.ndarray, names: list[str]) -> None:
-    import csv
-    import io
-
-    text = io.TextIOWrapper(f, encoding="utf-8", newline="")
-    quoting = csv.QUOTE_NONNUMERIC if any("\r" in x for x in (*table.ids, *names)) else csv.QUOTE_MINIMAL  # leaves a \r bare
-    out = csv.writer(text, lineterminator="\n", quoting=quoting)
-    out.writerow(["id", "fold", *names])
-    for i, k, values in zip(rows, fold, p, strict=True):
-        out.writerow([table.ids[i], k, *(f"{v:.9g}" for v in values)])
-    text.detach() if text.flush() is None else None
 
 
 if __name__ == "__main__":

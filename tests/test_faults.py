@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data import Collator
 from conftest import LABELS, make_rows, outputs, write_csv
 
 import model as model_module
@@ -865,7 +866,7 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
         stored = np.array([r[2:] for r in held], dtype=np.float32)
         for model_of, close in ((k, True), (1 - k, False)):
             model = ensemble.model(model_of)
-            p = model_module.sigmoid(model_module.predict_logits(model, tokens, ensemble.tokenizer.pad_token_id, "cpu", "fp32"))
+            p = model_module.sigmoid(model_module.predict_logits(model, tokens, Collator(ensemble.tokenizer.pad_token_id), "cpu", "fp32"))
             assert (np.abs(p - stored).max() <= 1e-5) == close
 
 
@@ -876,7 +877,7 @@ def test_predictions_do_not_depend_on_batch_or_order(clean):
 
     def logits(texts: list[str], batch_tokens: int) -> np.ndarray:
         tokens = predict.tokenize(ensemble.tokenizer, texts, 128)
-        return model_module.predict_logits(model, tokens, pad, "cpu", "fp32", batch_tokens=batch_tokens)
+        return model_module.predict_logits(model, tokens, Collator(pad), "cpu", "fp32", batch_tokens=batch_tokens)
 
     want = logits(texts, 4096)
     assert np.ptp(want, axis=0).min() > 0.01  # rows do differ

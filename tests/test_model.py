@@ -72,7 +72,7 @@ def test_trains_saves_and_loads(kind, tmp_path):
     with torch.no_grad():
         assert torch.equal(m.eval()(**batch), again(**batch))
         assert torch.allclose(plain(**batch).last_hidden_state, m.encoder(**batch).last_hidden_state, atol=1e-6)
-    logits = M.predict_logits(again, tokens, info.tokenizer.pad_token_id, "cpu", "fp32", batch_tokens=16)
+    logits = M.predict_logits(again, tokens, Collator(info.tokenizer.pad_token_id), "cpu", "fp32", batch_tokens=16)
     assert np.allclose(logits, again(**batch).detach().numpy(), atol=1e-5)  # whatever the batch and the padding
 
 

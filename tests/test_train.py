@@ -209,8 +209,13 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
 
 def test_patience_stops_early(flags, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9, 0.9, 0.9])
-    real = train.held_out_scores
-    monkeypatch.setattr(train, "held_out_scores", lambda *a: {**real(*a), "macro_f1": next(scores)})
+    real = train.judge
+
+    def judge(*a):
+        row, p = real(*a)
+        return {**row, "macro_f1": next(scores)}, p
+
+    monkeypatch.setattr(train, "judge", judge)
     assert train.main([*flags, "--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(tmp_path / "a")]) == 0
     done = json.loads((tmp_path / "a" / "fold_0" / "DONE.json").read_text())
     assert done["best"]["epoch"] == 0 and len((tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
