@@ -12,6 +12,7 @@ from config import Config, check_flags, exit_codes, parse
 if __name__ == "__main__":
     check_flags(Config)
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -95,9 +96,7 @@ def prepare(config: Config, signals: Signals) -> Job:
         config,
         device=device,
         precision=precision,
-        lr=config.lr or (1e-4 if small else 5e-5),
-        epochs=config.epochs or (5 if small else 4),
-        pooling=config.pooling or "mean",
+        lr=config.lr or (1.5e-4 if small else 5e-5),
     )
     if info.max_positions and config.max_length > info.max_positions:
         raise UserError(f"--max-length {config.max_length}: {config.model} takes at most {info.max_positions} tokens")
@@ -263,6 +262,7 @@ class Fold:
     scaler: torch.amp.GradScaler
     pos_weight: torch.Tensor | None
     at: dict
+    mean: list[torch.Tensor]  # running mean of the trainable weights
     batches: list[np.ndarray] = field(default_factory=list)  # row numbers of each step of the epoch
     last_state: float = field(default_factory=time.monotonic)
 
@@ -275,11 +275,33 @@ class Fold:
         config, total = self.job.config, self.steps * self.job.config.epochs
         return config.lr * lr_factor(taken, total, int(config.warmup_ratio * total), config.scheduler)
 
+    def weights(self) -> list[torch.Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update_mean(self) -> None:
+        """After a step. The decay grows to --ema, so that the start is soon forgotten (as in TensorFlow's EMA)."""
+        if self.mean:
+            decay = min(self.job.config.ema, (1 + self.at["taken"]) / (10 + self.at["taken"]))
+            torch._foreach_lerp_(self.mean, self.weights(), 1 - decay)
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The model with the running mean in the place of its last weights."""
+        pairs = list(zip(self.weights(), self.mean, strict=True)) if self.mean else []
+        for p, m in pairs:
+            p.data, m.data = m.data, p.data
+        try:
+            yield self.model
+        finally:
+            for p, m in pairs:
+                p.data, m.data = m.data, p.data
+
     def save(self) -> None:
         """Write the state to go on from; a state that is not finite is refused."""
         check_finite(self)
         parts = {n: getattr(self, n).state_dict() for n in ("model", "optimizer", "scaler")}
-        save_state(self.folder / "state.pt", {**parts, "at": {**self.at, "stats": self.at["stats"].cpu()}})
+        save_state(self.folder / "state.pt", {**parts, "mean": self.mean, "at": {**self.at, "stats": self.at["stats"].cpu()}})
         self.last_state = time.monotonic()
 
 
@@ -311,7 +333,10 @@ def start_fold(job: Job, run: Run, k: int) -> Fold:
         at = saved["at"]
         print(f"fold {k}: goes on at epoch {at['epoch'] + 1}, step {at['step']} of {steps}", flush=True)
     at["stats"] = at["stats"].to(config.device)
-    return Fold(job, k, run.fold(k), train, held, model, optimizer, scaler, pos_weight, at)
+    fold = Fold(job, k, run.fold(k), train, held, model, optimizer, scaler, pos_weight, at, [])
+    if config.ema:
+        fold.mean = [m.to(config.device) for m in saved["mean"]] if saved else [p.detach().clone() for p in fold.weights()]
+    return fold
 
 
 def train_fold(job: Job, run: Run, k: int) -> None:
@@ -326,12 +351,13 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     try:
         while at["epoch"] < config.epochs and not out_of_patience(at, config):
             rate = train_epoch(fold)
-            row, p = judge(fold, rate)
-            at["log"].append(row)
-            print(epoch_line(row, config.epochs), flush=True)
-            if better(row, at["best"]):
-                at["best"] = row
-                at["files"] = keep_epoch(fold, p)
+            with fold.averaged():
+                row, p = judge(fold, rate)
+                at["log"].append(row)
+                print(epoch_line(row, config.epochs), flush=True)
+                if better(row, at["best"]):
+                    at["best"] = row
+                    at["files"] = keep_epoch(fold, p)
             write_log(fold.folder / "log.jsonl", at["log"])
             at["epoch"], at["step"], at["seconds"] = at["epoch"] + 1, 0, time.monotonic() - began
             if at["epoch"] < config.epochs:
@@ -380,6 +406,7 @@ def train_epoch(fold: Fold) -> float:
         at["stats"][step] = train_step(fold.model, fold.optimizer, fold.scaler, micro, config, fold.pos_weight)
         at["taken"] += fold.scaler.get_scale() >= scale  # fp16: smaller means that the step was skipped
         at["step"] = step + 1
+        fold.update_mean()
         job.signals.check()
         if time.monotonic() - fold.last_state > STATE_EVERY:
             fold.save()

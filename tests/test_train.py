@@ -221,6 +221,35 @@ def test_patience_stops_early(flags, tmp_path, monkeypatch):
     assert done["best"]["epoch"] == 0 and len((tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
 
 
+def test_the_mean_of_the_weights_is_what_is_judged_and_kept(flags, tmp_path, monkeypatch):
+    """The saved encoder equals the running mean recomputed from the weights after each step; --ema 0 keeps the last."""
+    for ema in ("0.9", "0"):
+        history = []
+        real = train.Fold.update_mean
+
+        def spy(fold, real=real, history=history):
+            history.append([p.detach().clone() for p in fold.weights()])
+            real(fold)
+
+        monkeypatch.setattr(train.Fold, "update_mean", spy)
+        monkeypatch.setattr(train, "better", lambda row, best: row["epoch"] == 1)
+        out = tmp_path / ema
+        assert train.main([*flags, "--fold", "0", "--ema", ema, "--out", str(out)]) == 0
+        kept = [p.detach() for p in M.EmotionClassifier.load(out / "fold_0", 5, "mean").parameters()]
+        if ema == "0":
+            mean = history[-1]
+        else:
+            torch.manual_seed(train.seed_of(42, 0))
+            start = M.EmotionClassifier(M.load_encoder(flags[1]), 5, "mean")
+            mean = [p.detach().clone() for p in start.parameters()]
+            for t, weights in enumerate(history, 1):
+                decay = min(0.9, (1 + t) / (10 + t))
+                mean = [m * decay + w * (1 - decay) for m, w in zip(mean, weights, strict=True)]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, mean, strict=True))
+        assert ema == "0" or not torch.allclose(kept[-2], history[-1][-2], atol=1e-4)
+        monkeypatch.undo()
+
+
 def test_duplicates_never_straddle_folds(flags, tmp_path):
     rows = make_rows(60) + [[f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))]
     i = flags.index("--train")
