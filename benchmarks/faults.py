@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 import torch
+import torch._dynamo  # else the first step of each child imports it
 from conftest import make_bert, make_rows, outputs, write_csv
 
 import predict

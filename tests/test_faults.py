@@ -141,10 +141,17 @@ def test_two_runs_give_the_same_bytes(precision, command, tmp_path, test_csv, cl
 
 
 @pytest.mark.parametrize(
-    "name, most", [("save_state", 2), ("publish", 4), ("write_log", 7), ("finish", 3), ("train_step", STEPS)]
+    "name, numbers",
+    [
+        ("save_state", (1, 2)),
+        ("publish", (1, 2, 4)),
+        ("write_log", (1, 2, 5, 7)),
+        ("finish", (1, 2, 3)),
+        ("train_step", (1, 6, 15)),
+    ],
 )
-def test_death_after_each_part_of_a_run(name, most, command, tmp_path, test_csv, wanted, monkeypatch):
-    for number in range(1, most + 1) if name != "train_step" else (1, 6, 15):
+def test_death_after_each_part_of_a_run(name, numbers, command, tmp_path, test_csv, wanted, monkeypatch):
+    for number in numbers:
         out = tmp_path / str(number)
         with monkeypatch.context() as m:
             at_call(m, train, name, number, die)
@@ -257,6 +264,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import predict, train
+import torch._dynamo, transformers.models.bert.modeling_bert  # else each child imports them
 step = train.train_step
 def slow(*args):
     print("STEP", flush=True)
@@ -353,7 +361,7 @@ def test_a_second_signal_leaves_at_once(processes, command, tmp_path, test_csv, 
     assert_survived(command, out, test_csv, wanted)
 
 
-@pytest.mark.parametrize("steps", [1, 5, 9, 13])
+@pytest.mark.parametrize("steps", [1, 5, 13])
 def test_sigkill(steps, processes, command, tmp_path, test_csv, wanted):
     out, log = tmp_path / "run", tmp_path / "log"
     pid = processes.start([*command, "--out", str(out)], log)
@@ -483,7 +491,7 @@ def test_a_flipped_byte_in_env_json_is_refused_by_both(command, copy, test_csv, 
     text = (copy / "env.json").read_text()
     for old in ('"lr": 0.005', f'"key": "{read_env(copy)["key"][:4]}', '"same"'):
         assert old in text
-        (copy / "env.json").write_text(text.replace(old, old[:-1] + "7"))
+        (copy / "env.json").write_text(text.replace(old, old[:-1] + ("7" if old[-1] != "7" else "8")))
         assert predict.main(["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]) == 2
         one_line(capsys, "env.json")
         assert train.main([*command, "--out", str(copy)]) == 2
@@ -554,7 +562,7 @@ def fail_write(monkeypatch, folder: Path, name: str, number: int) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("name, stride", [("replace", 11), ("fsync", 23), ("open", 19)])
+@pytest.mark.parametrize("name, stride", [("replace", 13), ("fsync", 29), ("open", 23)])
 def test_a_write_that_fails(name, stride, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     number, done = 1, False
     while not done:
