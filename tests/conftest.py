@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models gain nothing from more
 LABELS = ["anger", "fear", "joy", "sadness", "surprise"]
 WORDS = ["i", "am", "so", "the", "a", "of", "rain", "dog", "night", "storm", "lost", "won", "party", "grave", "shout", "door", "nobody", "came", "slammed", "gift", "laughed", "cried", "ran"]
 CUES = {"anger": "furious", "fear": "afraid", "joy": "happy", "sadness": "weeping", "surprise": "suddenly"}

@@ -223,6 +223,17 @@ def test_the_literal_commands(tmp_path):
     assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_csv(HERE / "examples" / "test.csv", None, LABELS).ids
 
 
+def test_the_whole_pipeline_on_the_bundled_encoder_without_a_network(tmp_path):
+    """Sockets are refused (conftest.py): train, resume, predict with the real MiniLM."""
+    import train
+
+    argv = ["--train", str(write_csv(tmp_path / "t.csv", make_rows(24))), "--folds", "2", "--epochs", "1", "--max-length", "16"]
+    assert train.main(argv) == 0 and train.main(argv) == 0
+    run = next((tmp_path / "runs").iterdir())
+    assert run.name.startswith("all-MiniLM-L6-v2-") and predict.main(["--thresholds", "th.npy", "--input", str(tmp_path / "t.csv")]) == 0
+    assert len(read("submission.csv")) == 25
+
+
 def test_an_unknown_model_offline_is_one_line(capsys, monkeypatch, train_csv):
     import train
 
