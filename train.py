@@ -271,9 +271,9 @@ class Fold:
         """Optimizer steps of an epoch."""
         return len(self.at["stats"])
 
-    def lr(self, taken: int) -> float:
+    def lr_factor(self, taken: int) -> float:
         config, total = self.job.config, self.steps * self.job.config.epochs
-        return config.lr * lr_factor(taken, total, int(config.warmup_ratio * total), config.scheduler)
+        return lr_factor(taken, total, int(config.warmup_ratio * total), config.scheduler)
 
     def weights(self) -> list[torch.Tensor]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -398,7 +398,7 @@ def train_epoch(fold: Fold) -> float:
     for step in tqdm(todo, f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None):
         torch.manual_seed(seed_of(config.seed, k, epoch, step))
         for group in fold.optimizer.param_groups:
-            group["lr"] = fold.lr(at["taken"])
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * fold.lr_factor(at["taken"])
         rows = fold.batches[step]
         micro = [collate([dataset[i] for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
         micro = [to_device(batch, config.device) for batch in micro]
@@ -430,7 +430,7 @@ def judge(fold: Fold, rate: float) -> tuple[dict, np.ndarray]:
         "val_loss": float(loss_per_row(torch.from_numpy(logits), torch.from_numpy(y), config, None).mean()),
         "exact_match": s["exact_match"],
         "macro_f1": s["macro_f1"],
-        "lr": fold.lr(max(0, at["taken"] - 1)),
+        "lr": config.lr * fold.lr_factor(max(0, at["taken"] - 1)),
         "rows_per_s": rate,
     }, p
 
@@ -477,7 +477,8 @@ def epoch_line(r: dict, epochs: int) -> str:
 def keep_epoch(fold: Fold, p: np.ndarray) -> dict:
     """Write this epoch's model and held-out probabilities: on disk at once, since a live state_dict goes on changing."""
     config = fold.job.config
-    decay = [1 - fold.lr(i) * config.weight_decay for i in range(fold.at["taken"])]  # of token rows that never occur
+    rate = config.lr * config.weight_decay
+    decay = [1 - rate * fold.lr_factor(i) for i in range(fold.at["taken"])]  # of token rows that never occur
 
     def write(temporary: Path) -> None:
         with fast.whole_embedding(fold.model.encoder, 1.0 if config.freeze else math.prod(decay)) as encoder:
