@@ -865,7 +865,7 @@ def test_folds_share_no_row_and_no_text(clean):
 
 
 def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert):
-    ensemble = predict.Ensemble.open(str(clean), "cpu", "fp32")
+    ensemble = predict.Ensemble(str(clean), "cpu", "fp32")
     oof = [line.split(",") for line in (clean / "oof.csv").read_text().splitlines()[1:]]
     texts = {r[0]: r[1] for r in make_rows(64)}
     for k in range(2):
@@ -879,7 +879,7 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
 
 
 def test_predictions_do_not_depend_on_batch_or_order(clean):
-    ensemble = predict.Ensemble.open(str(clean), "cpu", "fp32")
+    ensemble = predict.Ensemble(str(clean), "cpu", "fp32")
     model, pad = ensemble.model(0), ensemble.tokenizer.pad_token_id
     texts = [r[1] for r in make_rows(64, seed=3)]
 
