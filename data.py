@@ -10,7 +10,6 @@ import difflib
 import gzip
 import hashlib
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,47 +327,3 @@ def token_batches(lengths: np.ndarray, tokens: int = 4096, multiple: int = 8) ->
         batches.append(order[i : i + n])
         i += n
     return batches
-
-
-def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashes: np.ndarray, folds: np.ndarray) -> str:
-    """What a person wants to know of the training data before anything is trained; warns of what looks wrong."""
-    y, n = table.labels, len(table)
-    combos = Counter(map(bytes, y.astype(np.uint8)))
-    _, group, times = np.unique(hashes, return_inverse=True, return_counts=True)
-    conflicts = len(np.unique(np.column_stack([group, y]), axis=0)) - len(times)
-    unknown = int((tokens.ids == tokenizer.unk_token_id).sum())  # ModernBERT, say, has none: 0
-    special = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
-    unk = unknown / max(1, int((~np.isin(tokens.ids, special)).sum()))
-    lengths = tokens.lengths
-    K = int(folds.max()) + 1
-    per_fold = np.stack([y[folds == k].sum(0) for k in range(K)]).astype(int)  # (K, C)
-    lines = [
-        f"rows {n} | label combinations {len(combos)} | rows with no label {combos.get(bytes(y.shape[1]), 0) / n:.1%} | "
-        f"duplicate texts {int((times - 1).sum())} (kept in one fold; {conflicts} with other labels)",
-        f"tokens per text: median {int(np.median(lengths))}, longest {lengths.max()} | cut at --max-length: "
-        f"{tokens.cut / n:.1%} | unknown tokens: {unk:.2%}",
-        "label: share (positives in each fold)",
-        *(f"  {name:<12} {y[:, j].mean():.3f} ({' '.join(map(str, per_fold[:, j]))})" for j, name in enumerate(names)),
-        "row 0: " + " ".join(tokenizer.convert_ids_to_tokens(tokens.ids[: tokens.offsets[1]].tolist()))[:200],
-    ]
-    for j, name in enumerate(names):
-        if y[:, j].sum() < K:
-            warn(f"label {name}: {int(y[:, j].sum())} positives for {K} folds - its scores will mean little")
-        elif y[:, j].all():
-            warn(f"label {name}: every row has it - nothing can be learned about it")
-    if unk > 0.05:
-        warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
-    text_warnings(table)
-    doubled = len(table.ids) - len(set(table.ids))
-    if doubled:
-        warn(f"{table.path}: {doubled} ids occur more than once")
-    return "\n".join(lines)
-
-
-def text_warnings(table: Table) -> None:
-    """Warn of texts that are blank or hold NUL characters; they are kept."""
-    blank, nul = sum(not normalise(t) for t in table.texts), sum("\0" in t for t in table.texts)
-    if blank:
-        warn(f"{table.path}: {blank} texts are blank; they are kept")
-    if nul:
-        warn(f"{table.path}: {nul} texts hold NUL characters; the tokenizer drops them")

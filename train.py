@@ -35,9 +35,9 @@ from tqdm import tqdm
 import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
-from data import Collator, EmotionDataset, Table, Tokens, assign_folds, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
+from data import Collator, EmotionDataset, Table, Tokens, assign_folds, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
 from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
-from report import draw_report
+from report import data_report, draw_report
 from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, read_npy, save_state, whole_file, write_json  # fmt: skip
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
