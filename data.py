@@ -10,8 +10,8 @@ import difflib
 import gzip
 import hashlib
 import io
+import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from config import UserError, warn
 
 TEXT_NAMES = ("text", "comment_text", "sentence", "content", "review")
-TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+WRONG = 2  # marks any other cell
 csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses long texts
 
 
@@ -38,12 +39,6 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def open_text(path: str | Path):
-    """A UTF-8 text file, unzipped on the way where the name ends in .gz; line ends are left to the csv module."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
 def check_file(path: str | Path, what: str) -> Path:
@@ -62,22 +57,17 @@ def check_file(path: str | Path, what: str) -> Path:
 
 
 def _rows(path: str) -> Iterator[list[str]]:
-    """The records of a CSV, with every failure of decoding or quoting turned into a UserError that names the row."""
-    n = 1
+    """The records of a CSV; whatever can't be read, decoded or parsed is a UserError that names the place."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    n = 1  # the record that comes next
     try:
-        with open_text(path) as f:
-            for n, row in enumerate(csv.reader(f, strict=True), 2):  # noqa: B007  n: the record that would come next
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
+            reader = csv.reader((line for line in f if line.encode()), strict=True)  # surrogates don't encode
+            for n, row in enumerate(reader, 2):  # noqa: B007
                 yield row
-    except UnicodeDecodeError:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as f:
-            for line, raw in enumerate(f, 1):
-                try:
-                    raw.decode("utf-8")
-                except UnicodeDecodeError as e:
-                    raise UserError(
-                        f"{path}: line {line}: not UTF-8 (byte 0x{raw[e.start]:02x} at {e.start}) - save the file as UTF-8"
-                    ) from None
-        raise UserError(f"{path}: not UTF-8 - save the file as UTF-8") from None
+    except UnicodeEncodeError as e:
+        byte = f"byte 0x{ord(e.object[e.start]) & 0xFF:02x} at {len(e.object[: e.start].encode())}"
+        raise UserError(f"{path}: line {reader.line_num + 1}: not UTF-8 ({byte}) - save the file as UTF-8") from None
     except csv.Error as e:
         mend = 'close the quote; a quote inside a quoted text is written ""'
         raise UserError(f"{path}:{n}: broken quoting in the record that begins here ({e}) - {mend}") from None
@@ -110,20 +100,21 @@ def _columns(path: str, header: list[str], text_column: str | None, labels: list
 
 
 def read_chunks(
-    path: str, text_column: str | None = None, labels: list[str] = (), required: bool = True, rows: int = 50_000,
-    quiet: bool = False,
+    path: str, text_column: str | None, labels: list[str], rows: int, required: bool = True, quiet: bool = False
 ) -> Iterator[Table]:
     """Tables of at most `rows` rows each, in the file's order; always one, even if empty.
 
     Ids and texts stay as written ('NA' is a text, 007 an id); without an id column the row number from 0 is the id.
-    Labels must be exactly 0/1 (also 0.0, 1.0, True, false). With `required` false, labels that are missing or wrong
-    give `labels` None and are counted. Row numbers in messages count the header as row 1, as spreadsheets do.
+    With `required` false, labels that are missing or not 0/1 give `labels` None and a warning. Messages count the
+    header as row 1, as spreadsheets do.
     """
     check_file(path, "a CSV")
     reader = _rows(path)
     header = next(reader, None)
-    if header is None or not any(header):
-        raise UserError(f"{path}: the file is empty - it needs a header and rows" if header is None else f"{path}:1: the header is empty")  # fmt: skip
+    if header is None:
+        raise UserError(f"{path}: the file is empty - it needs a header and rows")
+    if not any(header):
+        raise UserError(f"{path}:1: the header is empty")
     header = [h.strip("\ufeff \t") for h in header]
     text_at, id_at = _columns(path, header, text_column, labels, quiet)
     missing = [n for n in labels if n not in header]
@@ -133,33 +124,28 @@ def read_chunks(
     if len(labels) > len(missing) > 0 and not quiet:
         warn(f"{path}: no label column {', '.join(missing)} - no scores are printed")
     label_at = [] if missing else [header.index(n) for n in labels]
-    ids, texts, cells, at, blank, bad, n = [], [], [], [], 0, [], 0  # at: the row number of each row
+    ids, texts, marks, blank, bad = [], [], bytearray(), 0, []
 
     def table() -> Table:
-        values = [TRUTH.get(c.strip().lower(), np.nan) for c in cells]
-        y = np.array(values, dtype=np.float32).reshape(len(ids), len(label_at)) if label_at else None
-        wrong = np.argwhere(np.isnan(y)) if y is not None else []
-        bad.extend((at[i], labels[j], cells[i * len(label_at) + j]) for i, j in wrong)
-        return Table(str(path), ids, texts, y if not len(wrong) else None)
+        y = None if not label_at or WRONG in marks else np.array(marks, np.float32).reshape(-1, len(labels))
+        return Table(str(path), ids, texts, y)
 
     for n, row in enumerate(reader, 2):
         if not row:
             blank += 1
             continue
         if len(row) != len(header):
-            raise UserError(
-                f"{path}:{n}: {len(row)} fields where the header has {len(header)} (it begins {','.join(row)[:40]!r}) - "
-                "put texts that hold commas or line breaks in double quotes"
-            )
-        at.append(n)
-        ids.append(row[id_at] if id_at is not None else str(n - 2 - blank))
-        texts.append(row[text_at])
-        cells += [row[j] for j in label_at]
+            begins = f"{len(row)} fields where the header has {len(header)} (it begins {','.join(row)[:40]!r})"
+            raise UserError(f"{path}:{n}: {begins} - put texts that hold commas or line breaks in double quotes")
         if len(ids) == rows:
             yield table()
-            ids, texts, cells, at = [], [], [], []
-    if ids or n - 1 - blank <= 0:
-        yield table()
+            ids, texts, marks = [], [], bytearray()
+        ids.append(row[id_at] if id_at is not None else str(n - 2 - blank))
+        texts.append(row[text_at])
+        found = [TRUTH.get(row[j].strip().lower(), WRONG) for j in label_at]
+        marks += bytes(found)
+        bad += [(n, labels[i], row[label_at[i]]) for i, v in enumerate(found) if v == WRONG]
+    yield table()
     if blank and not quiet:
         warn(f"{path}: {blank} blank line(s) skipped")
     if id_at is None and not quiet:
@@ -184,11 +170,10 @@ def csv_text(rows: Iterable[list]) -> str:
 
 def read_csv(path: str, text_column: str | None, labels: list[str]) -> Table:
     """A whole training CSV (see `read_chunks`); UserError when it has no rows."""
-    parts = list(read_chunks(path, text_column, labels))
-    if not len(parts[0]):
+    (table,) = read_chunks(path, text_column, labels, rows=sys.maxsize)
+    if not len(table):
         raise UserError(f"{path}: a header and no rows - add rows to train on")
-    ids, texts = [i for t in parts for i in t.ids], [x for t in parts for x in t.texts]
-    return Table(str(path), ids, texts, np.concatenate([t.labels for t in parts]))
+    return table
 
 
 def normalise(text: str) -> str:
@@ -206,47 +191,36 @@ def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) 
     """int16 (N,): the fold of each row. Rows with equal hashes share a fold; every label is spread evenly.
 
     Iterative stratification (Sechidis et al. 2011, rarest label first) over groups of equal texts. Each group goes
-    to the fold that lacks most of the label; among equals, to the one that lacks most of the group's combination of
-    labels, then most rows. Raises UserError with fewer distinct texts than folds.
+    to the fold that has least of the label; among equals, to the one that has least of the group's combination of
+    labels, then fewest rows. Raises UserError with fewer distinct texts than folds.
     """
-    _, group = np.unique(hashes, return_inverse=True)
-    G, C = int(group.max()) + 1, labels.shape[1]
+    _, group, size = np.unique(hashes, return_inverse=True, return_counts=True)
+    G = len(size)
     if folds > G:
-        raise UserError(f"--folds: only {G} distinct texts for {folds} folds (a hold-out takes five) - use fewer folds, or add rows")
-    size = np.bincount(group, minlength=G)
-    counts = np.stack([np.bincount(group, labels[:, j], G) for j in range(C)], 1).astype(np.int64)  # (G, C)
-    _, combo = np.unique(counts > 0, axis=0, return_inverse=True)
+        few = f"only {G} distinct texts for {folds} folds (a hold-out takes five)"
+        raise UserError(f"--folds: {few} - use fewer folds, or add rows")
+    # (G, C + 1): positives of each label in each group; the rows themselves are the last label, which all carry
+    counts = np.stack([*(np.bincount(group, y, G) for y in labels.T), size], 1).astype(np.int64)
+    kinds, combo = np.unique(counts > 0, axis=0, return_inverse=True)
+    carried = [np.flatnonzero(kind).tolist() for kind in kinds]  # the labels of each combination
     order = np.random.default_rng([seed, 0]).permutation(G)
     order = order[np.argsort(-size[order], kind="stable")]  # large groups first: they are the hardest to place
-    # want[k, :]: how many rows of each label, of each combination and at all fold k still lacks (F = C + M + 1)
-    n_combo = np.bincount(combo, size)
-    want = np.tile(np.concatenate([counts.sum(0), n_combo, [size.sum()]]) / folds, (folds, 1))
-    fold = np.full(G, -1, dtype=np.int16)
-    todo = counts.astype(bool)  # groups without a fold, by label
-    while True:
+    has = np.zeros((counts.shape[1], folds), dtype=np.int64).tolist()  # rows of each label in each fold so far
+    mixed = np.zeros((len(kinds), folds), dtype=np.int64).tolist()  # rows of each combination
+    fold = np.empty(G, dtype=np.int16)
+    todo = counts > 0  # groups without a fold, by label
+    while todo.any():
         remaining = todo.sum(0)
-        if remaining.any():
-            label = int(np.where(remaining > 0, remaining, G + 1).argmin())
-            members = order[todo[order, label]]
-        else:  # what is left carries no label
-            label, members = C + len(n_combo), order[fold[order] < 0]
-        by_label, by_rows = want[:, label].tolist(), want[:, -1].tolist()
-        lists = {c: want[:, C + c].tolist() for c in set(combo[members].tolist())}
-        for g, c, s in zip(members.tolist(), combo[members].tolist(), size[members].tolist(), strict=True):
-            by_combo = lists[c]
-            k = max(range(folds), key=lambda k: (by_label[k], by_combo[k], by_rows[k]))
+        label = int(np.where(remaining > 0, remaining, G + 1).argmin())
+        members = order[todo[order, label]]
+        for g, c in zip(members.tolist(), combo[members].tolist(), strict=True):
+            k = min(range(folds), key=lambda k: (has[label][k], mixed[c][k], has[-1][k]))
             fold[g] = k
-            by_label[k] -= counts[g, label] if label < C else s
-            by_combo[k] -= s
-            by_rows[k] -= s
-        for k in range(folds):
-            mine = members[fold[members] == k]
-            want[k, :C] -= counts[mine].sum(0)
-            want[k, C:-1] -= np.bincount(combo[mine], size[mine], len(n_combo))
-            want[k, -1] -= size[mine].sum()
+            for j in carried[c]:
+                has[j][k] += int(counts[g, j])
+            mixed[c][k] += int(size[g])
         todo[members] = False
-        if label >= C:
-            return fold[group]
+    return fold[group]
 
 
 @dataclass
@@ -280,7 +254,7 @@ def tokenize(tokenizer, texts: list[str], max_length: int, chunk: int = 10_000) 
 
 
 class EmotionDataset(Dataset):
-    """Row i as a dict: `row` (its number), `input_ids` int32 (T,) and, where known, `labels` float32 (C,)."""
+    """Row i as a dict: `input_ids` int32 (T,) and, where known, `labels` float32 (C,)."""
 
     def __init__(self, tokens: Tokens, labels: np.ndarray | None = None):
         self.tokens, self.labels = tokens, labels
@@ -289,26 +263,29 @@ class EmotionDataset(Dataset):
         return len(self.tokens.offsets) - 1
 
     def __getitem__(self, i: int) -> dict:
-        item = {"row": i, "input_ids": self.tokens.ids[self.tokens.offsets[i] : self.tokens.offsets[i + 1]]}
+        item = {"input_ids": self.tokens.ids[self.tokens.offsets[i] : self.tokens.offsets[i + 1]]}
         return item if self.labels is None else {**item, "labels": self.labels[i]}
+
+
+def padded(length: int) -> int:
+    """Up to a multiple of 8: few distinct shapes."""
+    return -(-length // 8) * 8
 
 
 @dataclass
 class Collator:
-    """Rows of an EmotionDataset -> tensors padded to the longest row, up to a multiple of 8 (few distinct shapes)."""
+    """Rows of an EmotionDataset -> tensors of the `padded` length of the longest row."""
 
     pad_id: int
-    multiple: int = 8
     max_length: int = 1_000_000  # what the encoder takes; the rounding up stops there
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        longest = max(len(x["input_ids"]) for x in items)
-        width = max(longest, min(-(-longest // self.multiple) * self.multiple, self.max_length))
+        lengths = [len(x["input_ids"]) for x in items]
+        width = min(padded(max(lengths)), self.max_length)
         ids = np.full((len(items), width), self.pad_id, dtype=np.int64)  # (B, T)
-        mask = np.zeros((len(items), width), dtype=np.int64)
-        for i, x in enumerate(items):
-            ids[i, : len(x["input_ids"])] = x["input_ids"]
-            mask[i, : len(x["input_ids"])] = 1
+        for row, x, n in zip(ids, items, lengths, strict=True):
+            row[:n] = x["input_ids"]
+        mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
         batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         if "labels" in items[0]:
             batch["labels"] = torch.from_numpy(np.stack([x["labels"] for x in items]))  # (B, C)
@@ -328,57 +305,11 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: list[int], pool: 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def token_batches(lengths: np.ndarray, tokens: int = 4096, multiple: int = 8) -> list[np.ndarray]:
+def token_batches(lengths: np.ndarray, tokens: int = 4096) -> list[np.ndarray]:
     """Positions sorted by length, longest first, in batches of about `tokens` padded tokens: for prediction."""
-    order = np.argsort(-lengths, kind="stable")
-    batches, i = [], 0
-    while i < len(order):
-        width = max(1, -(-int(lengths[order[i]]) // multiple) * multiple)
-        n = max(1, tokens // width)
-        batches.append(order[i : i + n])
-        i += n
+    order, batches = np.argsort(-lengths, kind="stable"), []
+    while len(order):
+        n = max(1, tokens // max(1, padded(int(lengths[order[0]]))))
+        batches.append(order[:n])
+        order = order[n:]
     return batches
-
-
-def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashes: np.ndarray, folds: np.ndarray) -> str:
-    """What a person wants to know of the training data before anything is trained; warns of what looks wrong."""
-    y, n = table.labels, len(table)
-    combos = Counter(map(bytes, y.astype(np.uint8)))
-    _, group, times = np.unique(hashes, return_inverse=True, return_counts=True)
-    conflicts = len(np.unique(np.column_stack([group, y]), axis=0)) - len(times)
-    unknown = int((tokens.ids == tokenizer.unk_token_id).sum())  # ModernBERT, say, has none: 0
-    special = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
-    unk = unknown / max(1, int((~np.isin(tokens.ids, special)).sum()))
-    lengths = tokens.lengths
-    K = int(folds.max()) + 1
-    per_fold = np.stack([y[folds == k].sum(0) for k in range(K)]).astype(int)  # (K, C)
-    lines = [
-        f"rows {n} | label combinations {len(combos)} | rows with no label {combos.get(bytes(y.shape[1]), 0) / n:.1%} | "
-        f"duplicate texts {int((times - 1).sum())} (kept in one fold; {conflicts} with other labels)",
-        f"tokens per text: median {int(np.median(lengths))}, longest {lengths.max()} | cut at --max-length: "
-        f"{tokens.cut / n:.1%} | unknown tokens: {unk:.2%}",
-        "label: share (positives in each fold)",
-        *(f"  {name:<12} {y[:, j].mean():.3f} ({' '.join(map(str, per_fold[:, j]))})" for j, name in enumerate(names)),
-        "row 0: " + " ".join(tokenizer.convert_ids_to_tokens(tokens.ids[: tokens.offsets[1]].tolist()))[:200],
-    ]
-    for j, name in enumerate(names):
-        if y[:, j].sum() < K:
-            warn(f"label {name}: {int(y[:, j].sum())} positives for {K} folds - its scores will mean little")
-        elif y[:, j].all():
-            warn(f"label {name}: every row has it - nothing can be learned about it")
-    if unk > 0.05:
-        warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
-    text_warnings(table)
-    doubled = len(table.ids) - len(set(table.ids))
-    if doubled:
-        warn(f"{table.path}: {doubled} ids occur more than once")
-    return "\n".join(lines)
-
-
-def text_warnings(table: Table) -> None:
-    """Warn of texts that are blank or hold NUL characters; they are kept."""
-    blank, nul = sum(not normalise(t) for t in table.texts), sum("\0" in t for t in table.texts)
-    if blank:
-        warn(f"{table.path}: {blank} texts are blank; they are kept")
-    if nul:
-        warn(f"{table.path}: {nul} texts hold NUL characters; the tokenizer drops them")

@@ -62,21 +62,19 @@ def plain_errors(name: str):
         yield
     except UserError:
         raise
-    except (Exception, RecursionError) as e:  # whatever a damaged or foreign folder makes the libraries raise
-        if not os.path.isdir(name) and isinstance(e, OSError):
-            offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-            why = "not in the Hub cache, and HF_HUB_OFFLINE is set" if offline else "not to be had from the Hub or its cache"
-            raise UserError(
-                f"--model {name}: {why} - download it where there is a network (hf download {name}), give a local folder, or leave --model out for the bundled encoder"
-            ) from e  # fmt: skip
-        raise UserError(f"--model {name}: can't be loaded ({type(e).__name__}: {str(e)[:200]})") from e
+    except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
+        if os.path.isdir(name) or not isinstance(e, OSError):
+            raise UserError(f"--model {name}: can't be loaded ({type(e).__name__}: {str(e)[:200]})") from e
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        why = "not in the Hub cache, and HF_HUB_OFFLINE is set" if offline else "not to be had from the Hub or its cache"
+        mend = f"download it where there is a network (hf download {name}), give a local folder"
+        raise UserError(f"--model {name}: {why} - {mend}, or leave --model out for the bundled encoder") from e
 
 
 @dataclass
 class EncoderInfo:
     """What is known of an encoder before its weights are read."""
 
-    name: str  # as the user gave it
     path: str  # as transformers finds it
     config: PreTrainedConfig
     tokenizer: object
@@ -93,10 +91,11 @@ def inspect_encoder(name: str) -> EncoderInfo:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
             raise UserError(f"--model {name}: {config.model_type} is not a text encoder - use one such as BERT or DeBERTa")
-        model = skeleton(config)
+        model, _ = skeleton(config)
         rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows or len(tokenizer) < 0.5 * rows and len(tokenizer) < 100:
-        raise UserError(f"--model {name}: the tokenizer knows {len(tokenizer)} tokens, the encoder {rows} - they don't belong together, or tokenizer files are missing")  # fmt: skip
+        mend = "they don't belong together, or tokenizer files are missing"
+        raise UserError(f"--model {name}: the tokenizer knows {len(tokenizer)} tokens, the encoder {rows} - {mend}")
     if tokenizer.pad_token_id is None:
         raise UserError(f"--model {name}: the tokenizer has no padding token - use an encoder such as BERT or DeBERTa")
     positions = None
@@ -104,19 +103,17 @@ def inspect_encoder(name: str) -> EncoderInfo:
         if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             positions = module.num_embeddings  # RoBERTa and its kin number positions from padding_idx + 1
             positions -= 0 if module.padding_idx is None else module.padding_idx + 1
-    return EncoderInfo(name, path, config, tokenizer, sum(p.numel() for p in model.parameters()), len(layers_of(model)), positions)
+    size = sum(p.numel() for p in model.parameters())
+    return EncoderInfo(path, config, tokenizer, size, len(layers_of(model)), positions)
 
 
-def _no_pooler(kind: type) -> dict:
-    """The keyword that leaves out a pooling layer we would not use, for the architectures that know it."""
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
-
-
-def skeleton(config: PreTrainedConfig) -> nn.Module:
-    """The encoder's modules on the meta device: shapes without memory, no pooler."""
+def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, dict]:
+    """The encoder on the meta device, without memory, and the keyword that leaves out a pooler, which we do not use."""
     with torch.device("meta"):
         kind = type(AutoModel.from_config(config, trust_remote_code=False))
-        return kind(config, **_no_pooler(kind))
+        known = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+        no_pooler = {"add_pooling_layer": False} if known else {}
+        return kind(config, **no_pooler), no_pooler
 
 
 def layers_of(encoder: nn.Module) -> list[nn.Module]:
@@ -133,14 +130,12 @@ def load_encoder(path: str) -> nn.Module:
         logging.disable_progress_bar()
         encoder, info = AutoModel.from_pretrained(
             path, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
-            **_no_pooler(type(skeleton(config))),
+            **skeleton(config)[1],
         )  # fmt: skip
     lacking = [k for k in (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])) if "pooler" not in k]
     if lacking:
-        raise UserError(
-            f"--model {path}: its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]}) - "
-            "config.json and the weights file belong to different models"
-        )
+        lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
+        raise UserError(f"--model {path}: {lacks} - config.json and the weights file belong to different models")
     return encoder
 
 
@@ -149,7 +144,7 @@ class EmotionClassifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, labels: int, pooling: str = "mean", dropout: float = 0.3):
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
+        self.encoder, self.labels, self.pooling = encoder, labels, pooling
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.config.hidden_size, labels)
 
@@ -159,19 +154,21 @@ class EmotionClassifier(nn.Module):
             vector = pool(hidden.float(), attention_mask, self.pooling)  # (B, H)
             return self.head(self.dropout(vector))  # (B, C)
 
+    def head_names(self) -> dict[str, str]:
+        """Names in head.safetensors -> names here: all that is not the encoder (weight, bias, and what a fork adds)."""
+        return {n.removeprefix("head."): n for n in self.state_dict() if not n.startswith("encoder.")}
+
     def save_head(self, path: str | Path) -> None:
-        save_file({k: v.detach().float().contiguous() for k, v in self.head.state_dict().items()}, path)
+        weights = self.state_dict()
+        save_file({k: weights[n].float().contiguous() for k, n in self.head_names().items()}, path)
 
     @classmethod
     def load(cls, folder: str | Path, labels: int, pooling: str) -> "EmotionClassifier":
-        """A fold that train.py saved, in eval mode. UserError when the head has another number of labels."""
+        """A fold that train.py saved, in eval mode."""
         model = cls(load_encoder(str(folder)), labels, pooling)
-        path = Path(folder, "head.safetensors")
         with plain_errors(str(folder)):
-            weights = load_file(path)
-        if weights["weight"].shape != model.head.weight.shape:
-            raise UserError(f"{path}: a head of shape {tuple(weights['weight'].shape)}, {tuple(model.head.weight.shape)} expected")
-        model.head.load_state_dict(weights)
+            names, weights = model.head_names(), load_file(Path(folder, "head.safetensors"))
+            model.load_state_dict({**model.state_dict(), **{names[k]: v for k, v in weights.items()}})
         return model.eval()
 
 
@@ -189,13 +186,12 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     device = next(d for d in has if has[d]) if device == "auto" else device
     if not has[device]:
         raise UserError(f"--device {device}: this machine or this build of torch has none - use --device auto")
-    if precision == "auto":
-        if device == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            fast = device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-            precision = "bf16" if fast else "fp32"
-    return device, precision
+    if precision != "auto":
+        return device, precision
+    if device == "cuda":
+        return device, "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    fast = device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return device, "bf16" if fast else "fp32"
 
 
 def autocast(device: str, precision: str):
@@ -212,7 +208,7 @@ def predict_logits(model: nn.Module, tokens: Tokens, collate: Collator, device: 
     was_training = model.training
     model.eval()
     dataset = EmotionDataset(tokens)
-    out = np.zeros((len(dataset), model.head.out_features), dtype=np.float32)
+    out = np.zeros((len(dataset), model.labels), dtype=np.float32)
     for rows in token_batches(tokens.lengths, batch_tokens):
         batch = collate([dataset[i] for i in rows])
         with autocast(device, precision):

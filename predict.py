@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import metrics
 from config import UserError, warn
-from data import Collator, check_file, csv_text, normalise, open_text, read_chunks, text_hashes, tokenize
+from data import Collator, check_file, csv_text, normalise, read_chunks, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, predict_logits, resolve_device, sigmoid
 from run import Run, Signals, commit, damage, file_sha256, json_sha256, locked, read_env, read_json, read_npy, write_json, writing  # fmt: skip
 
@@ -198,7 +198,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     work.finish()
     for path in paths:
         print(f"wrote {path} ({n} rows)")
-    with open_text(paths[0]) as f:
+    with (gzip.open if paths[0].suffix == ".gz" else open)(paths[0], "rt", encoding="utf-8", newline="") as f:
         print("".join(itertools.islice(f, 6)).rstrip("\n"))
     if scored and n:
         support = work.counts[0] + work.counts[2]

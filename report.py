@@ -1,9 +1,9 @@
-"""report.png: what a person looks at before believing a run. Drawing only; every number comes from metrics.py.
+"""What a person looks at before believing a run: `data_report` before training, report.png (`draw_report`) after it.
 
 y and pred (N, C), p (N, C), th (C,): out-of-fold rows; `pred` is the cross-fitted verdict.
 """
 
-
+from collections import Counter
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,10 +11,51 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 import metrics
+from config import warn
+from data import Table, Tokens, normalise
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MOST = 8  # labels drawn as curves; all of them stand in the bars
+
+
+def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashes: np.ndarray, folds: np.ndarray) -> str:
+    """What a person wants to know of the training data before anything is trained; warns of what looks wrong."""
+    y, n = table.labels, len(table)
+    combos = Counter(map(bytes, y.astype(np.uint8)))
+    _, group, times = np.unique(hashes, return_inverse=True, return_counts=True)
+    conflicts = len(np.unique(np.column_stack([group, y]), axis=0)) - len(times)
+    unknown = int((tokens.ids == tokenizer.unk_token_id).sum())  # ModernBERT, say, has none: 0
+    special = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
+    unk = unknown / max(1, int((~np.isin(tokens.ids, special)).sum()))
+    lengths = tokens.lengths
+    K = int(folds.max()) + 1
+    per_fold = np.stack([y[folds == k].sum(0) for k in range(K)]).astype(int)  # (K, C)
+    lines = [
+        f"rows {n} | label combinations {len(combos)} | rows with no label {combos.get(bytes(y.shape[1]), 0) / n:.1%} | "
+        f"duplicate texts {int((times - 1).sum())} (kept in one fold; {conflicts} with other labels)",
+        f"tokens per text: median {int(np.median(lengths))}, longest {lengths.max()} | cut at --max-length: "
+        f"{tokens.cut / n:.1%} | unknown tokens: {unk:.2%}",
+        "label: share (positives in each fold)",
+        *(f"  {name:<12} {y[:, j].mean():.3f} ({' '.join(map(str, per_fold[:, j]))})" for j, name in enumerate(names)),
+        "row 0: " + " ".join(tokenizer.convert_ids_to_tokens(tokens.ids[: tokens.offsets[1]].tolist()))[:200],
+    ]
+    for j, name in enumerate(names):
+        if y[:, j].sum() < K:
+            warn(f"label {name}: {int(y[:, j].sum())} positives for {K} folds - its scores will mean little")
+        elif y[:, j].all():
+            warn(f"label {name}: every row has it - nothing can be learned about it")
+    if unk > 0.05:
+        warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
+    blank, nul = sum(not normalise(t) for t in table.texts), sum("\0" in t for t in table.texts)
+    if blank:
+        warn(f"{table.path}: {blank} texts are blank; they are kept")
+    if nul:
+        warn(f"{table.path}: {nul} texts hold NUL characters; the tokenizer drops them")
+    doubled = len(table.ids) - len(set(table.ids))
+    if doubled:
+        warn(f"{table.path}: {doubled} ids occur more than once")
+    return "\n".join(lines)
 
 
 def reliability(y: np.ndarray, p: np.ndarray, bins: int = 10) -> tuple[np.ndarray, np.ndarray, float]:

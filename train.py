@@ -36,9 +36,9 @@ from tqdm import tqdm
 import fast
 import metrics
 from config import BUNDLED, NOT_IDENTITY, UserError, identity, warn
-from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text, data_report, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
+from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text, length_batches, read_csv, text_hashes, tokenize  # fmt: skip
 from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of, load_encoder, predict_logits, resolve_device, sigmoid  # fmt: skip
-from report import draw_report
+from report import data_report, draw_report
 from run import STATE_EVERY, Interrupted, Run, Signals, code_sha256, damage, describe, file_sha256, finish, load_state, locked, publish, read_json, read_npy, save_state, whole_file, write_json  # fmt: skip
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate
@@ -320,7 +320,7 @@ def start_fold(job: Job, run: Run, k: int) -> Fold:
     steps = -(-len(train) // (config.batch_size * config.accumulate))
     at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "log": [], "files": {}, "seconds": 0.0}
     at["stats"] = torch.zeros(steps, 2)
-    parameters = job.info.parameters + sum(p.numel() for p in model.head.parameters())
+    parameters = job.info.parameters + sum(model.state_dict()[n].numel() for n in model.head_names().values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     table = "" if job.used is None else f" (token table: the {len(job.used):,} rows that occur)"
     print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {parameters:,} parameters, {trainable:,} trainable{table}")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
     monkeypatch.setattr(predict, "CHUNK", 10)
     argv = ["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv"]
     assert predict.main(argv) == 0
-    want = (open("s.csv").read(), open("p.csv").read())
+    want = (Path("s.csv").read_text(), Path("p.csv").read_text())
     want_out = capsys.readouterr().out.splitlines()[-8:]
     real, calls = predict.Ensemble.probabilities, []
 
@@ -179,7 +180,7 @@ def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
     monkeypatch.setattr(predict.Ensemble, "probabilities", killed)
     codes = [predict.main(argv) for _ in range(4)]
     assert codes == [137, 137, 137, 0] and len(calls) == 7  # four chunks, three of them begun twice
-    assert (open("s.csv").read(), open("p.csv").read()) == want
+    assert (Path("s.csv").read_text(), Path("p.csv").read_text()) == want
     out = capsys.readouterr().out
     assert "goes on after row 30 of 40" in out and out.splitlines()[-8:] == want_out  # the scores, too, are of all rows
     assert not [n for n in os.listdir() if "part" in n]

@@ -118,7 +118,7 @@ def test_run_folder(finished, train_csv):
     assert not list(finished.rglob("state.pt")) and not list(finished.rglob(".*tmp*"))
     assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE((finished / "oof.csv").stat().st_mode)
     table = read_csv(train_csv, None, LABELS)
-    rows = list(csv.DictReader(open(finished / "oof.csv", encoding="utf-8")))
+    rows = list(csv.DictReader((finished / "oof.csv").read_text().splitlines()))
     assert [r["id"] for r in rows] == table.ids and list(rows[0]) == ["id", "fold", *LABELS]
     p = np.array([[float(r[n]) for n in LABELS] for r in rows], dtype=np.float32)
     fold = np.array([int(r["fold"]) for r in rows])
@@ -171,7 +171,7 @@ def test_what_is_printed(flags, tmp_path, capsys):
 def test_hold_out(flags, tmp_path):
     i = flags.index("--folds")
     assert train.main([*flags[:i], "--folds", "1", *flags[i + 2 :], "--out", str(tmp_path / "a")]) == 0
-    rows = list(csv.DictReader(open(tmp_path / "a" / "oof.csv")))
+    rows = list(csv.DictReader((tmp_path / "a" / "oof.csv").read_text().splitlines()))
     assert len(rows) == 24 and {r["fold"] for r in rows} == {"0"}
     m = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert len(m["folds"]) == 1 and sum(m["per_label"]["joy"][k] for k in ("tp", "fp", "fn", "tn")) == 24
@@ -254,7 +254,7 @@ def test_duplicates_never_straddle_folds(flags, tmp_path):
     rows = make_rows(60) + [[f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))]
     i = flags.index("--train")
     assert train.main([*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--out", str(tmp_path / "a")]) == 0
-    fold = [r["fold"] for r in csv.DictReader(open(tmp_path / "a" / "oof.csv"))]
+    fold = [r["fold"] for r in csv.DictReader((tmp_path / "a" / "oof.csv").read_text().splitlines())]
     assert fold[:60] == fold[60:] and len(set(fold)) == 3
 
 
