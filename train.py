@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         del encoder
         for k in run.take(config.fold):
             train_fold(job, run, k)
-        missing = [k for k in range(config.folds) if damage(run.fold(k), run.key)]
+        missing = [k for k in range(config.folds) if not run.done(k)]
         if missing:
             print(f"nothing left to take here; unfinished: fold {', '.join(map(str, missing))} (totals come with the last)")
         else:

@@ -5,10 +5,13 @@ No test needs a network: sockets are refused, and the Hub is a folder laid out a
 
 import csv
 import os
+import signal
 import socket
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell or nohup ignores these, and we honour that
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import numpy as np
 import pytest

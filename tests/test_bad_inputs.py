@@ -262,7 +262,7 @@ PREDICT_ERRORS = [
     ("run a file", NEW, ["--run", "{d}/new.csv"], ["no such run folder"]),
     ("run not UTF-8", NEW, ["--run", "{d}/caf\udce9"], ["--run holds"]),
     ("run name too long", NEW, ["--run", LONG], ["no such run folder"]),
-    ("run empty", [NEW, folder("e")], ["--run", "{d}/e"], ["config.json: missing"]),
+    ("run empty", [NEW, folder("e")], ["--run", "{d}/e"], ["env.json: missing"]),
     ("no run at all", NEW, "no run", ["no finished run in runs/"]),
     ("run unfinished", [NEW, remove("run/fold_1/DONE.json")], [], ["fold 1 is missing", "goes on"]),
     ("run without totals", [NEW, remove("run/metrics.json")], [], ["metrics.json: missing"]),
