@@ -53,7 +53,9 @@ def byte_attention(module, query, key, value, attention_mask, dropout=0.0, scali
     weights = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (B, heads, T, T)
     if attention_mask is not None:
         bias = torch.zeros(attention_mask.shape, dtype=weights.dtype)
-        weights = weights + (bias.masked_fill_(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else attention_mask)
+        weights = weights + (
+            bias.masked_fill_(~attention_mask, -torch.inf) if attention_mask.dtype == torch.bool else attention_mask
+        )
     weights = byte_dropout(weights.softmax(-1), dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
 

@@ -146,5 +146,7 @@ def closing_table(values: dict) -> str:
         lines.append(f"{note:<35}| {macro:8.4f} | {micro:8.4f} | {exact:.4f}")
     low, high = values["macro_f1_cross_fitted_ci95"]
     spread = values["macro_f1_cross_fitted_fold_std"]
-    lines.append(f"cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.4f}, 95 % interval {low:.4f} to {high:.4f}, deviation over folds {spread:.4f}")
+    lines.append(
+        f"cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.4f}, 95 % interval {low:.4f} to {high:.4f}, deviation over folds {spread:.4f}"
+    )
     return "\n".join(lines)

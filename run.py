@@ -272,7 +272,11 @@ class Run:
             raise UserError(f"--out {path}: is a file - name a folder")
         if restart and Path.cwd().is_relative_to(path.resolve()):
             raise UserError(f"{path}: --restart can't rename the working folder - call it from another one")
-        if not os.path.exists(existing) and os.path.isdir(path) and any(p.name != "lock" and p.name[0] != "." for p in path.iterdir()):
+        if (
+            not os.path.exists(existing)
+            and os.path.isdir(path)
+            and any(p.name != "lock" and p.name[0] != "." for p in path.iterdir())
+        ):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
         made = [p for p in (path, *path.parents) if not os.path.exists(p)]
         try:
@@ -286,9 +290,14 @@ class Run:
                     if changed:
                         mend = "choose another --out, or --restart to rename it away"
                         raise UserError(f"{path}: holds another run ({'; '.join(changed)}) - {mend}")
-                free, there = shutil.disk_usage(path).free, sum(p.stat().st_size for p in path.glob("fold_*/[!.]*") if p.is_file())
+                free, there = (
+                    shutil.disk_usage(path).free,
+                    sum(p.stat().st_size for p in path.glob("fold_*/[!.]*") if p.is_file()),
+                )
                 if free + there < need_bytes:
-                    raise UserError(f"{path}: {free / 1e9:.2f} GB free, the run writes up to {need_bytes / 1e9:.2f} GB - make room")
+                    raise UserError(
+                        f"{path}: {free / 1e9:.2f} GB free, the run writes up to {need_bytes / 1e9:.2f} GB - make room"
+                    )
                 if not existing.exists():
                     write_json(existing, env)
                 write_json(path / "config.json", config)

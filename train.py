@@ -323,7 +323,9 @@ def start_fold(job: Job, run: Run, k: int) -> Fold:
     parameters = job.info.parameters + sum(model.state_dict()[n].numel() for n in model.head_names().values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     table = "" if job.used is None else f" (token table: the {len(job.used):,} rows that occur)"
-    print(f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {parameters:,} parameters, {trainable:,} trainable{table}")
+    print(
+        f"fold {k}: {len(train)} rows to train on, {len(held)} held out | {parameters:,} parameters, {trainable:,} trainable{table}"
+    )
     saved = load_state(run.fold(k) / "state.pt")
     if saved:
         model.load_state_dict(saved["model"])
@@ -371,7 +373,9 @@ def train_fold(job: Job, run: Run, k: int) -> None:
         if isinstance(e, RuntimeError) and "memory" not in str(e).lower():
             raise
         mend = "a smaller --batch-size with a larger --accumulate gives the same steps"
-        raise UserError(f"fold {k}: out of memory at --batch-size {config.batch_size} - {mend}; what was saved stays in {run.path}", 1) from e
+        raise UserError(
+            f"fold {k}: out of memory at --batch-size {config.batch_size} - {mend}; what was saved stays in {run.path}", 1
+        ) from e
     finally:
         job.signals.hold = False
     write_log(fold.folder / "log.jsonl", at["log"])
@@ -417,9 +421,13 @@ def train_epoch(fold: Fold) -> float:
 def judge(fold: Fold, rate: float) -> tuple[dict, np.ndarray]:
     """The epoch's log row, and the held-out rows' probabilities (N, C)."""
     job, config, at = fold.job, fold.job.config, fold.at
-    logits = predict_logits(fold.model, subset(job.tokens, fold.held), job.collator(), config.device, config.precision, job.signals.check)
+    logits = predict_logits(
+        fold.model, subset(job.tokens, fold.held), job.collator(), config.device, config.precision, job.signals.check
+    )
     if not np.isfinite(logits).all():
-        raise UserError(f"fold {fold.k}, epoch {at['epoch'] + 1}: held-out logits are not finite - try a lower --lr or --precision fp32", 1)
+        raise UserError(
+            f"fold {fold.k}, epoch {at['epoch'] + 1}: held-out logits are not finite - try a lower --lr or --precision fp32", 1
+        )
     y, p = job.table.labels[fold.held], sigmoid(logits)
     sizes = torch.tensor([len(b) for b in fold.batches])
     s = metrics.scores(y, metrics.detect(p, np.float32(0.5)))
@@ -511,7 +519,9 @@ def write_totals(job: Job, run: Run) -> None:
     y, p, fold = job.table.labels[rows], p[rows], job.fold[rows]
     if config.folds == 1:  # the thresholds have five folds of their own, of the held-out rows
         hashes = job.hashes[rows]
-        values, th, crossed, draws = metrics.summary(y, p, assign_folds(y, hashes, min(5, len(set(hashes.tolist()))), config.seed), names)
+        values, th, crossed, draws = metrics.summary(
+            y, p, assign_folds(y, hashes, min(5, len(set(hashes.tolist()))), config.seed), names
+        )
     else:
         values, th, crossed, draws = metrics.summary(y, p, fold, names)
     values |= {
@@ -533,7 +543,17 @@ def write_totals(job: Job, run: Run) -> None:
             title = f"{config.model}: cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.3f} [{low:.3f}, {high:.3f}], {len(rows)} rows"
             draw_report(f, log, y, p, crossed, th, draws, names, title)
         write_json(run.path / "metrics.json", values)
-        files = ["env.json", "config.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "report.png", "metrics.json"]
+        files = [
+            "env.json",
+            "config.json",
+            "texts.npy",
+            "oof.csv",
+            "th.npy",
+            "th.json",
+            "log.jsonl",
+            "report.png",
+            "metrics.json",
+        ]
         finish(run.path, run.key, describe(run.path, files))
     print(metrics.closing_table(values))
     default = Path(config.train).parent.name == "examples" and config.model == BUNDLED

@@ -35,7 +35,9 @@ def main(path: str) -> None:
     print([(round(a, 4), c) for a, c, _ in results])
     best, c, pred = max(results, key=lambda r: r[0])
     low, high = metrics.interval(metrics.bootstrap_f1(y, pred).mean(1))
-    print(f"{path}: {len(table)} rows | TF-IDF + logistic regression (C {c:g}): cross-fitted macro-F1 {best:.4f} [{low:.4f}, {high:.4f}]")
+    print(
+        f"{path}: {len(table)} rows | TF-IDF + logistic regression (C {c:g}): cross-fitted macro-F1 {best:.4f} [{low:.4f}, {high:.4f}]"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,31 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
 LABELS = ["anger", "fear", "joy", "sadness", "surprise"]
-WORDS = ["i", "am", "so", "the", "a", "of", "rain", "dog", "night", "storm", "lost", "won", "party", "grave", "shout", "door", "nobody", "came", "slammed", "gift", "laughed", "cried", "ran"]
+WORDS = [
+    "i",
+    "am",
+    "so",
+    "the",
+    "a",
+    "of",
+    "rain",
+    "dog",
+    "night",
+    "storm",
+    "lost",
+    "won",
+    "party",
+    "grave",
+    "shout",
+    "door",
+    "nobody",
+    "came",
+    "slammed",
+    "gift",
+    "laughed",
+    "cried",
+    "ran",
+]
 CUES = {"anger": "furious", "fear": "afraid", "joy": "happy", "sadness": "weeping", "surprise": "suddenly"}
 
 
@@ -43,8 +67,12 @@ def make_tokenizer(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MA
     vocab = {t: i for i, t in enumerate(dict.fromkeys([*first, pad, unk, cls, sep, mask, *WORDS, *CUES.values()]))}
     t = Tokenizer(models.WordLevel(vocab, unk_token=unk))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    t.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask)
+    t.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask
+    )
 
 
 def make_bert(folder: Path, seed: int = 0) -> Path:

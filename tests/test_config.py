@@ -64,7 +64,9 @@ def test_help_answers_at_once_and_names_every_flag(script, kind):
     out = subprocess.run([sys.executable, HERE / script, "--help"], capture_output=True, text=True, cwd="/")
     assert out.returncode == 0 and time.perf_counter() - start < 3
     for f in dataclasses.fields(kind):
-        assert f"--{f.name.replace('_', '-')}" in out.stdout and f.metadata["help"][:20].replace("%", "%") in " ".join(out.stdout.split())
+        assert f"--{f.name.replace('_', '-')}" in out.stdout and f.metadata["help"][:20].replace("%", "%") in " ".join(
+            out.stdout.split()
+        )
 
 
 def test_abbreviated_flag_from_the_shell():

@@ -24,13 +24,20 @@ from data import (  # fmt: skip
 
 
 def test_texts_and_ids_stay_as_written(tmp_path):
-    rows = [["007", "NA", 1, 0, 0, 0, 0], ["1e3", "null", 0, 0, 0, 0, 0], ["", 'a "quote", and\na line', 0, 1, 0, 0, 0], ["x", "0123", 0, 0, 0, 0, 1]]
+    rows = [
+        ["007", "NA", 1, 0, 0, 0, 0],
+        ["1e3", "null", 0, 0, 0, 0, 0],
+        ["", 'a "quote", and\na line', 0, 1, 0, 0, 0],
+        ["x", "0123", 0, 0, 0, 0, 1],
+    ]
     t = read_csv(write_csv(tmp_path / "a.csv", rows), None, LABELS)
     assert t.ids == ["007", "1e3", "", "x"] and t.texts == ["NA", "null", 'a "quote", and\na line', "0123"]
     assert t.labels.dtype == np.float32 and t.labels.shape == (4, 5) and t.labels[3].tolist() == [0, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("cell, value", [("1", 1), ("0", 0), ("1.0", 1), ("0.0", 0), ("True", 1), ("FALSE", 0), ("false", 0), (" 1 ", 1)])
+@pytest.mark.parametrize(
+    "cell, value", [("1", 1), ("0", 0), ("1.0", 1), ("0.0", 0), ("True", 1), ("FALSE", 0), ("false", 0), (" 1 ", 1)]
+)
 def test_labels_that_are_0_or_1(tmp_path, cell, value):
     t = read_csv(write_csv(tmp_path / "a.csv", [["1", "x", cell]], ["id", "text", "joy"]), None, ["joy"])
     assert t.labels.tolist() == [[value]]
@@ -91,7 +98,7 @@ def test_folds_of_hopeless_labels_neither_crash_nor_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         every_combination_once = np.array([[i >> j & 1 for j in range(5)] for i in range(32)], dtype=np.float32)
-        assert sorted(np.bincount(assign_folds(every_combination_once, np.arange(32, dtype=np.uint64), 5, 0))) [0] >= 5
+        assert sorted(np.bincount(assign_folds(every_combination_once, np.arange(32, dtype=np.uint64), 5, 0)))[0] >= 5
         for y in (np.zeros((10, 2)), np.ones((10, 2)), np.eye(10)):
             fold = assign_folds(y.astype(np.float32), np.arange(10, dtype=np.uint64), 5, 0)
             assert np.bincount(fold).tolist() == [2] * 5

@@ -874,7 +874,9 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
         stored = np.array([r[2:] for r in held], dtype=np.float32)
         for model_of, close in ((k, True), (1 - k, False)):
             model = ensemble.model(model_of)
-            p = model_module.sigmoid(model_module.predict_logits(model, tokens, Collator(ensemble.tokenizer.pad_token_id), "cpu", "fp32"))
+            p = model_module.sigmoid(
+                model_module.predict_logits(model, tokens, Collator(ensemble.tokenizer.pad_token_id), "cpu", "fp32")
+            )
             assert (np.abs(p - stored).max() <= 1e-5) == close
 
 

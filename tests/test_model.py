@@ -83,7 +83,9 @@ def test_shrunk_token_table_computes_the_same(kind, tmp_path):
     tokens, batch = batch_of(info.tokenizer, labels=True)
     y = batch.pop("labels")
     used = fast.used_tokens(tokens, info.tokenizer.pad_token_id)
-    assert fast.shrinkable(M.load_encoder(info.path), tokens, used, info.tokenizer.pad_token_id) == (len(used) <= 0.7 * len(info.tokenizer))
+    assert fast.shrinkable(M.load_encoder(info.path), tokens, used, info.tokenizer.pad_token_id) == (
+        len(used) <= 0.7 * len(info.tokenizer)
+    )
     lr, decay, results = 1e-3, 0.1, []
     for shrink in (False, True):
         torch.manual_seed(0)
@@ -160,7 +162,10 @@ def test_bundled_encoder_is_the_published_one(monkeypatch):
 
 
 def test_position_limits(tmp_path):
-    limits = {k: M.inspect_encoder(make(tmp_path / k, k)).max_positions for k in ("bert", "roberta", "mpnet", "deberta-v2", "modernbert")}
+    limits = {
+        k: M.inspect_encoder(make(tmp_path / k, k)).max_positions
+        for k in ("bert", "roberta", "mpnet", "deberta-v2", "modernbert")
+    }
     assert limits == {"bert": 64, "roberta": 62, "mpnet": 62, "deberta-v2": None, "modernbert": None}
 
 
@@ -225,7 +230,9 @@ def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
     make_config, size, _ = ARCHITECTURES["deberta-v2"]
     config = make_config(vocab_size=64, **size)
     encoder = T.AutoModel.from_config(config).half()
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.to_dict().items() if k not in ("dtype", "torch_dtype")}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.to_dict().items() if k not in ("dtype", "torch_dtype")})
+    )
     torch.save({f"deberta.{k}": v for k, v in encoder.state_dict().items()}, folder / "pytorch_model.bin")
     info = M.inspect_encoder(str(folder))
     m = M.EmotionClassifier(M.load_encoder(info.path), 3).eval()

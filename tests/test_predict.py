@@ -44,12 +44,33 @@ def expected(finished, texts):
     tokenizer = M.inspect_encoder(str(finished / "fold_0")).tokenizer
     models = [M.EmotionClassifier.load(finished / f"fold_{k}", 5, "mean") for k in range(3)]
     with torch.no_grad():
-        one = [torch.stack([torch.sigmoid(m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False))) for m in models]).mean(0) for t in texts]
+        one = [
+            torch.stack(
+                [torch.sigmoid(m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False))) for m in models]
+            ).mean(0)
+            for t in texts
+        ]
     return torch.cat(one).numpy()
 
 
 def test_submission_probabilities_and_scores(finished, test_csv, capsys):
-    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv", "--precision", "fp32"]) == 0
+    assert (
+        predict.main(
+            [
+                "--run",
+                str(finished),
+                "--input",
+                str(test_csv),
+                "--output",
+                "s.csv",
+                "--probabilities",
+                "p.csv",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == 0
+    )
     table = read_csv(test_csv, None, LABELS)
     s, p = read("s.csv"), read("p.csv")
     assert s[0] == p[0] == ["id", *LABELS] and [r[0] for r in s[1:]] == [r[0] for r in p[1:]] == table.ids
@@ -65,7 +86,23 @@ def test_submission_probabilities_and_scores(finished, test_csv, capsys):
 @pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
 def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", chunk)
-    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv", "--precision", "fp32"]) == 0
+    assert (
+        predict.main(
+            [
+                "--run",
+                str(finished),
+                "--input",
+                str(test_csv),
+                "--output",
+                "s.csv",
+                "--probabilities",
+                "p.csv",
+                "--precision",
+                "fp32",
+            ]
+        )
+        == 0
+    )
     p = read("p.csv")
     assert [r[0] for r in p[1:]] == read_csv(test_csv, None, LABELS).ids
     want = expected(finished, read_csv(test_csv, None, LABELS).texts)
@@ -105,7 +142,10 @@ def test_text_and_predict_emotions(finished, capsys):
     assert predict.main(["--run", str(finished), "--text", *texts, "--precision", "fp32"]) == 0
     out = capsys.readouterr().out
     p = expected(finished, texts)
-    assert float(re.search(r"Text: i am so happy\n  anger +([\d.]+)\n", out)[1]) == pytest.approx(p[0, 0], abs=1e-4) and "Detected emotions: joy\n" in out
+    assert (
+        float(re.search(r"Text: i am so happy\n  anger +([\d.]+)\n", out)[1]) == pytest.approx(p[0, 0], abs=1e-4)
+        and "Detected emotions: joy\n" in out
+    )
     assert "Detected emotions: None" in out
     r = predict.predict_emotions(texts, str(finished), precision="fp32")
     assert [x["emotions"] for x in r] == [["joy"], []] and list(r[0]["probabilities"]) == LABELS
@@ -156,6 +196,17 @@ def test_a_fold_of_another_run_is_refused(run, flags, tmp_path, test_csv, capsys
     assert "fold_1: belongs to another run" in capsys.readouterr().err
 
 
+def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
+    import train
+
+    rows = [[r[0], "the dog", r[1], *r[2:]] for r in make_rows(30)]
+    path = str(write_csv(tmp_path / "t.csv", rows, ["id", "text", "body", *LABELS]))
+    assert train.main([*flags, "--train", path, "--text-column", "body", "--folds", "2", "--out", str(tmp_path / "r")]) == 0
+    argv = ["--run", str(tmp_path / "r"), "--input", path, "--probabilities"]
+    assert predict.main([*argv, "a.csv"]) == 0 and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
+    assert len({tuple(r[1:]) for r in read("a.csv")}) > 20 and len({tuple(r[1:]) for r in read("b.csv")}) == 2
+
+
 def test_seen_texts_are_counted(finished, train_csv, capsys):
     assert predict.main(["--run", str(finished), "--input", str(train_csv)]) == 0
     assert "120 of 120 texts are among those this run was trained on" in capsys.readouterr().err
@@ -191,7 +242,9 @@ def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch):
     shutil.copy(test_csv, "in.csv")
     argv = ["--run", str(finished), "--input", "in.csv"]
     real, calls = predict.Ensemble.probabilities, []
-    monkeypatch.setattr(predict.Ensemble, "probabilities", lambda self, *a: real(self, *a) if len(calls) == 2 or calls.append(1) else sys.exit(9))
+    monkeypatch.setattr(
+        predict.Ensemble, "probabilities", lambda self, *a: real(self, *a) if len(calls) == 2 or calls.append(1) else sys.exit(9)
+    )
     with pytest.raises(SystemExit):
         calls.append(1) or monkeypatch.setattr(predict.Work, "append", lambda *a: sys.exit(9))
         predict.main(argv)
@@ -216,7 +269,11 @@ def test_the_literal_commands(tmp_path):
 
     done = call("train.py", "--model", "bert-base-uncased", "--folds", "5")
     assert done.returncode == 0, done.stderr
-    assert "unknown to this tokenizer" in done.stderr and done.stderr.count("\n") == 1 and "cross-fitted (quote this one)" in done.stdout
+    assert (
+        "unknown to this tokenizer" in done.stderr
+        and done.stderr.count("\n") == 1
+        and "cross-fitted (quote this one)" in done.stdout
+    )
     run = next((tmp_path / "runs").iterdir())
     assert run.name.startswith("bert-base-uncased-") and json.loads((run / "env.json").read_text())["hub_revision"] == revision
     done = call("predict.py", "--thresholds", "th.npy")
@@ -231,7 +288,10 @@ def test_the_whole_pipeline_on_the_bundled_encoder_without_a_network(tmp_path):
     argv = ["--train", str(write_csv(tmp_path / "t.csv", make_rows(24))), "--folds", "2", "--epochs", "1", "--max-length", "16"]
     assert train.main(argv) == 0 and train.main(argv) == 0
     run = next((tmp_path / "runs").iterdir())
-    assert run.name.startswith("all-MiniLM-L6-v2-") and predict.main(["--thresholds", "th.npy", "--input", str(tmp_path / "t.csv")]) == 0
+    assert (
+        run.name.startswith("all-MiniLM-L6-v2-")
+        and predict.main(["--thresholds", "th.npy", "--input", str(tmp_path / "t.csv")]) == 0
+    )
     assert len(read("submission.csv")) == 25
 
 

@@ -27,8 +27,21 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels):
     y = (rng.random((80, labels)) < 0.3).astype(np.float32)
     y[:, -1] = 0  # a label without positives
     p = rng.random((80, labels)).astype(np.float32)
-    log = [{"fold": k, "epoch": e, "train_loss": 1 / (e + 1), "val_loss": 0.5, "macro_f1": 0.1 * e} for k in range(3) for e in range(4)]
-    args = (log, y, p, p > 0.5, np.full(labels, 0.5), metrics.bootstrap_f1(y, p > 0.5, 20), [f"label {j}" for j in range(labels)], "t")
+    log = [
+        {"fold": k, "epoch": e, "train_loss": 1 / (e + 1), "val_loss": 0.5, "macro_f1": 0.1 * e}
+        for k in range(3)
+        for e in range(4)
+    ]
+    args = (
+        log,
+        y,
+        p,
+        p > 0.5,
+        np.full(labels, 0.5),
+        metrics.bootstrap_f1(y, p > 0.5, 20),
+        [f"label {j}" for j in range(labels)],
+        "t",
+    )
     pictures = []
     for _ in range(2):
         f = io.BytesIO()

@@ -54,7 +54,9 @@ def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
                 grads.update({n: p.grad.clone() for n, p in m.named_parameters()})
 
         micro = [part(batch, a, b) for a, b in zip(edges, edges[1:], strict=False)]
-        out = train.train_step(m, Spy(m.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), micro, config(max_grad_norm=1e9), None)
+        out = train.train_step(
+            m, Spy(m.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), micro, config(max_grad_norm=1e9), None
+        )
         steps.append((out, grads))
     assert torch.allclose(steps[0][0], steps[1][0], atol=1e-6)
     assert steps[0][1] and all(torch.allclose(g, steps[1][1][n], atol=1e-6) for n, g in steps[0][1].items())
@@ -93,13 +95,18 @@ def test_losses_against_their_formulas():
     weighted = -(w * y * p.log() + (1 - y) * (1 - p).log())
     assert torch.allclose(train.loss_per_row(z, y, config(), w), weighted.mean(1), atol=1e-5)
     t = y * 0.8 + 0.1
-    assert torch.allclose(train.loss_per_row(z, y, config(label_smoothing=0.2), None), -(t * p.log() + (1 - t) * (1 - p).log()).mean(1), atol=1e-5)
+    assert torch.allclose(
+        train.loss_per_row(z, y, config(label_smoothing=0.2), None), -(t * p.log() + (1 - t) * (1 - p).log()).mean(1), atol=1e-5
+    )
 
 
 def test_no_decay_on_vectors(tiny):
     decayed, not_decayed = train.make_optimizer(tiny, config()).param_groups
     names = {id(p): n for n, p in tiny.named_parameters()}
-    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in not_decayed["params"]) and not_decayed["weight_decay"] == 0
+    assert (
+        all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in not_decayed["params"])
+        and not_decayed["weight_decay"] == 0
+    )
     assert all("LayerNorm" not in names[id(p)] for p in decayed["params"]) and decayed["weight_decay"] == 0.01
     assert len(decayed["params"]) + len(not_decayed["params"]) == len(names)
 
@@ -112,11 +119,21 @@ def test_better_epoch():
 
 def test_run_folder(finished, train_csv):
     """Every file of the contract, and every number recomputed from oof.csv."""
-    assert {p.name for p in finished.iterdir()} >= {"config.json", "env.json", "texts.npy", "log.jsonl", "oof.csv", "th.npy", "metrics.json"}
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.json",
+        "env.json",
+        "texts.npy",
+        "log.jsonl",
+        "oof.csv",
+        "th.npy",
+        "metrics.json",
+    }
     want = {"config.json", "model.safetensors", "tokenizer.json", "head.safetensors", "oof.npy", "log.jsonl", "DONE.json", "lock"}
     assert all(want <= {p.name for p in (finished / f"fold_{k}").iterdir()} for k in range(3))
     assert not list(finished.rglob("state.pt")) and not list(finished.rglob(".*tmp*"))
-    assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE((finished / "oof.csv").stat().st_mode)
+    assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE(
+        (finished / "oof.csv").stat().st_mode
+    )
     table = read_csv(train_csv, None, LABELS)
     rows = list(csv.DictReader((finished / "oof.csv").read_text().splitlines()))
     assert [r["id"] for r in rows] == table.ids and list(rows[0]) == ["id", "fold", *LABELS]
@@ -132,11 +149,18 @@ def test_run_folder(finished, train_csv):
     assert m["exact_match_cross_fitted"] == pytest.approx((crossed == y).all(1).mean())
     low, high = m["macro_f1_cross_fitted_ci95"]
     assert low <= m["macro_f1_cross_fitted"] <= high and set(m["per_label"]) == set(LABELS)
-    assert {"macro_precision_cross_fitted", "macro_recall_cross_fitted", "micro_precision_cross_fitted", "micro_f1_cross_fitted"} <= set(m)
+    assert {
+        "macro_precision_cross_fitted",
+        "macro_recall_cross_fitted",
+        "micro_precision_cross_fitted",
+        "micro_f1_cross_fitted",
+    } <= set(m)
     assert {"train_rows_per_s", "seconds", "peak_rss_mb", "folds"} <= set(m) and len(m["folds"]) == 3
     log = [json.loads(x) for x in (finished / "log.jsonl").read_text().splitlines()]
     assert [(r["fold"], r["epoch"]) for r in log] == [(k, e) for k in range(3) for e in range(10)]
-    assert {"train_loss", "val_loss", "macro_f1", "lr", "rows_per_s"} <= set(log[0]) and log[9]["train_loss"] < log[0]["train_loss"]
+    assert {"train_loss", "val_loss", "macro_f1", "lr", "rows_per_s"} <= set(log[0]) and log[9]["train_loss"] < log[0][
+        "train_loss"
+    ]
     for k in range(3):  # the stored probabilities are those of the best epoch
         best = max(log[10 * k : 10 * k + 10], key=lambda r: (r["macro_f1"], -r["val_loss"]))
         mine = fold == k
@@ -152,7 +176,18 @@ def test_saved_encoder_is_transformers_own_and_goes_on(finished, tmp_path, train
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.no_grad():
         assert torch.equal(plain(ids).last_hidden_state, ours(ids).last_hidden_state)
-    argv = ["--model", str(finished / "fold_0"), "--train", str(train_csv), "--folds", "2", "--epochs", "1", "--out", str(tmp_path / "on")]
+    argv = [
+        "--model",
+        str(finished / "fold_0"),
+        "--train",
+        str(train_csv),
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "on"),
+    ]
     assert train.main(argv) == 0
     assert "120 of 120 texts are among those this encoder was trained on" in capsys.readouterr().err
 
@@ -160,7 +195,16 @@ def test_saved_encoder_is_transformers_own_and_goes_on(finished, tmp_path, train
 def test_what_is_printed(flags, tmp_path, capsys):
     assert train.main([*flags, "--out", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
-    for words in ("device cpu", "fp32", "parameters", "rows 120", "label combinations", "duplicate texts", "cut at --max-length", "row 0: [CLS]"):
+    for words in (
+        "device cpu",
+        "fp32",
+        "parameters",
+        "rows 120",
+        "label combinations",
+        "duplicate texts",
+        "cut at --max-length",
+        "row 0: [CLS]",
+    ):
         assert words in out, words
     line = r"fold 0 epoch +1/2 \| train loss [\d.]+ \| val loss [\d.]+ \| exact match [\d.]+ \| macro-F1 [\d.]+ \| lr [\d.e-]+ \| \d+ rows/s"
     assert re.search(line, out)
@@ -253,7 +297,12 @@ def test_the_mean_of_the_weights_is_what_is_judged_and_kept(flags, tmp_path, mon
 def test_duplicates_never_straddle_folds(flags, tmp_path):
     rows = make_rows(60) + [[f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))]
     i = flags.index("--train")
-    assert train.main([*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--out", str(tmp_path / "a")]) == 0
+    assert (
+        train.main(
+            [*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--out", str(tmp_path / "a")]
+        )
+        == 0
+    )
     fold = [r["fold"] for r in csv.DictReader((tmp_path / "a" / "oof.csv").read_text().splitlines())]
     assert fold[:60] == fold[60:] and len(set(fold)) == 3
 
