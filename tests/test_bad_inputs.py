@@ -503,18 +503,6 @@ def test_restart_from_within_the_run(place, capsys, monkeypatch):
     check_error(train.main, [*train_argv(d, ["--out", "."]), "--restart"], ["--restart can't rename"], d, capsys)
 
 
-def test_a_damaged_fold_stops_the_totals(place, capsys):
-    """--fold 0 trains nothing more, so that no other fold is looked at before the totals are written."""
-    d, _ = place
-    make(d, sheet(), "train.csv")
-    argv = train_argv(d, [])
-    assert train.main(argv) == 0
-    (d / "out/metrics.json").unlink()
-    edit("out/fold_1/oof.npy", lambda raw: raw[:-4] + b"\0\0\x80\x3f")(d)
-    assert train.main([*argv, "--fold", "0"]) == 0 and "unfinished: fold 1" in capsys.readouterr().out
-    assert not (d / "out/metrics.json").exists()
-
-
 def test_labels_named_like_a_text_column(place, capsys):
     """`review` is a label of the run, in this input with a wrong cell: it must not become a second text column."""
     d, _ = place
