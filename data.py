@@ -1,8 +1,8 @@
 """From a CSV to batches: reading and checking, duplicate texts, folds, tokens, batches of similar length.
 
-B rows of a batch, T tokens, C labels, N data rows, K folds. Texts are tokenised once, before the folds, into one flat
-int32 array; a batch is padded to its longest row only. Another text column or another way to join columns:
-`read_chunks`. Another order of the rows: `length_batches`.
+B rows of a batch, T tokens, C labels, N data rows, K folds. Texts are tokenised once, before the folds, into
+one flat int32 array; a batch is padded to its longest row only. Another text column or another way to join
+columns: `read_chunks`. Another order of the rows: `length_batches`.
 """
 
 import csv
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from config import UserError, warn
 
@@ -30,7 +29,7 @@ csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses lon
 
 @dataclass
 class Table:
-    """Rows of a CSV. `labels` is float32 (N, C), or None when they were not asked for or are not in the file."""
+    """Rows of a CSV. `labels` is float32 (N, C), or None when not asked for or not in the file."""
 
     path: str
     ids: list[str]
@@ -43,17 +42,20 @@ class Table:
 
 def check_file(path: str | Path, what: str) -> Path:
     """`path` if it is a readable regular file; else a UserError that names similar files beside it."""
-    p = Path(path)
+    p, near = Path(path), []
     try:
         if p.is_file():
             p.open("rb").close()
             return p
         if p.exists():
-            raise UserError(f"{path}: is {'a folder' if p.is_dir() else 'not a regular file'} - {what} must be a file")
-        near = difflib.get_close_matches(p.name, [q.name for q in p.parent.iterdir()] if p.parent.is_dir() else [])
+            kind = "a folder" if p.is_dir() else "not a regular file"
+            raise UserError(f"{path}: is {kind} - {what} must be a file")
+        if p.parent.is_dir():
+            near = difflib.get_close_matches(p.name, [q.name for q in p.parent.iterdir()])
     except OSError as e:
         raise UserError(f"{path}: {e.strerror} - {what} must be a readable file") from None
-    raise UserError(f"{path}: no such file" + (f" - did you mean {', '.join(near)}?" if near else f" ({what})"))
+    hint = f" - did you mean {', '.join(near)}?" if near else f" ({what})"
+    raise UserError(f"{path}: no such file{hint}")
 
 
 def _rows(path: str) -> Iterator[list[str]]:
@@ -66,8 +68,8 @@ def _rows(path: str) -> Iterator[list[str]]:
             for n, row in enumerate(reader, 2):  # noqa: B007
                 yield row
     except UnicodeEncodeError as e:
-        byte = f"byte 0x{ord(e.object[e.start]) & 0xFF:02x} at {len(e.object[: e.start].encode())}"
-        raise UserError(f"{path}: line {reader.line_num + 1}: not UTF-8 ({byte}) - save the file as UTF-8") from None
+        why = f"not UTF-8 (byte 0x{ord(e.object[e.start]) & 0xFF:02x} at {len(e.object[: e.start].encode())})"
+        raise UserError(f"{path}: line {reader.line_num + 1}: {why} - save the file as UTF-8") from None
     except csv.Error as e:
         mend = 'close the quote; a quote inside a quoted text is written ""'
         raise UserError(f"{path}:{n}: broken quoting in the record that begins here ({e}) - {mend}") from None
@@ -75,55 +77,54 @@ def _rows(path: str) -> Iterator[list[str]]:
         raise UserError(f"{path}:{n}: can't be read ({e})") from None
 
 
-def _columns(path: str, header: list[str], text_column: str | None, labels: list[str], quiet: bool) -> tuple[int, int | None]:
-    """Positions of the text and (if any) the id column; checks that names are there and not doubled."""
-    found = f"the columns are {', '.join(map(repr, header))[:300]}"
-    twice = sorted({h for h in header if h and header.count(h) > 1})
-    if twice:
+def _columns(path: str, head: list[str], text_column: str | None, labels: list[str], required: bool,
+             quiet: bool) -> tuple[int, int | None, list[int]]:  # fmt: skip
+    """Positions of the text, (if any) the id and the label columns; no name may be doubled or missing."""
+    found = f"the columns are {', '.join(map(repr, head))[:300]}"
+    if twice := sorted({h for h in head if h and head.count(h) > 1}):
         raise UserError(f"{path}:1 column {twice[0]!r}: stands twice in the header - rename or remove one")
-    if text_column is None:
-        names = [n for n in TEXT_NAMES if n in header and n not in labels]
-        if "text" not in names and len(names) > 1:
-            raise UserError(f"{path}:1: {' and '.join(names)} could both be the text - choose with --text-column")
-        if not names:
-            sep = next((s for s in ";\t|" if len(header) == 1 and s in header[0]), None)
-            mend = f"separate the fields by commas, not {sep!r}" if sep else "name the text with --text-column"
-            raise UserError(f"{path}:1: no text column; {found} - {mend}")
-        text_column = names[0]
-        if text_column != "text" and not quiet:
-            print(f"text column: {text_column}")
-    if text_column not in header:
-        raise UserError(f"{path}:1: no column {text_column!r}; {found} - see --text-column")
-    if text_column in labels:
-        raise UserError(f"--labels: {text_column!r} is the text column - name 0/1 columns only")
-    return header.index(text_column), header.index("id") if "id" in header else None
+    names = [n for n in TEXT_NAMES if n in head and n not in labels] if text_column is None else [text_column]
+    if "text" not in names and len(names) > 1:
+        raise UserError(f"{path}:1: {' and '.join(names)} could both be the text - choose with --text-column")
+    if not names:
+        sep = next((s for s in ";\t|" if len(head) == 1 and s in head[0]), None)
+        mend = f"separate the fields by commas, not {sep!r}" if sep else "name the text with --text-column"
+        raise UserError(f"{path}:1: no text column; {found} - {mend}")
+    text = names[0]
+    if text not in ("text", text_column) and not quiet:
+        print(f"text column: {text}")
+    if text not in head:
+        raise UserError(f"{path}:1: no column {text!r}; {found} - see --text-column")
+    if text in labels:
+        raise UserError(f"--labels: {text!r} is the text column - name 0/1 columns only")
+    missing = [n for n in labels if n not in head]
+    lacks = f"no label column {', '.join(missing)}"
+    if missing and required:
+        mend = "name yours" if len(missing) == len(labels) else "add it, or name others"
+        found = f"the columns are {', '.join(head)[:300]}"
+        raise UserError(f"{path}:1: {lacks}; {found} - {mend} with --labels")
+    if len(labels) > len(missing) > 0 and not quiet:
+        warn(f"{path}: {lacks} - no scores are printed")
+    label_at = [] if missing else [head.index(n) for n in labels]
+    return head.index(text), head.index("id") if "id" in head else None, label_at
 
 
-def read_chunks(
-    path: str, text_column: str | None, labels: list[str], rows: int, required: bool = True, quiet: bool = False
-) -> Iterator[Table]:
+def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int, required: bool = True,
+                quiet: bool = False) -> Iterator[Table]:  # fmt: skip
     """Tables of at most `rows` rows each, in the file's order; always one, even if empty.
 
-    Ids and texts stay as written ('NA' is a text, 007 an id); without an id column the row number from 0 is the id.
-    With `required` false, labels that are missing or not 0/1 give `labels` None and a warning. Messages count the
-    header as row 1, as spreadsheets do.
+    Ids and texts stay as written ('NA' is a text, 007 an id); without an id column the row number from 0 is
+    the id. With `required` false, labels that are missing or not 0/1 give `labels` None and a warning.
+    Messages count the header as row 1, as spreadsheets do.
     """
     check_file(path, "a CSV")
     reader = _rows(path)
-    header = next(reader, None)
-    if header is None:
+    if (header := next(reader, None)) is None:
         raise UserError(f"{path}: the file is empty - it needs a header and rows")
     if not any(header):
         raise UserError(f"{path}:1: the header is empty")
     header = [h.strip("\ufeff \t") for h in header]
-    text_at, id_at = _columns(path, header, text_column, labels, quiet)
-    missing = [n for n in labels if n not in header]
-    if missing and required:
-        hint = "name yours with --labels" if len(missing) == len(labels) else "add it, or name others with --labels"
-        raise UserError(f"{path}:1: no label column {', '.join(missing)}; the columns are {', '.join(header)[:300]} - {hint}")
-    if len(labels) > len(missing) > 0 and not quiet:
-        warn(f"{path}: no label column {', '.join(missing)} - no scores are printed")
-    label_at = [] if missing else [header.index(n) for n in labels]
+    text_at, id_at, label_at = _columns(path, header, text_column, labels, required, quiet)
     ids, texts, marks, blank, bad = [], [], bytearray(), 0, []
 
     def table() -> Table:
@@ -135,8 +136,8 @@ def read_chunks(
             blank += 1
             continue
         if len(row) != len(header):
-            begins = f"{len(row)} fields where the header has {len(header)} (it begins {','.join(row)[:40]!r})"
-            raise UserError(f"{path}:{n}: {begins} - put texts that hold commas or line breaks in double quotes")
+            got = f"{len(row)} fields where the header has {len(header)} (it begins {','.join(row)[:40]!r})"
+            raise UserError(f"{path}:{n}: {got} - put texts that hold commas or line breaks in double quotes")
         if len(ids) == rows:
             yield table()
             ids, texts, marks = [], [], bytearray()
@@ -154,13 +155,15 @@ def read_chunks(
         row, name, value = bad[0]
         others = ", ".join(dict.fromkeys(str(r) for r, _, _ in bad[1:5]))
         more = f"; also row {others}; {len(bad)} cells in all" if len(bad) > 1 else ""
-        raise UserError(f"{path}:{row} column {name!r}: must be 0 or 1 ({value[:40]!r}{more}) - write 0 or 1 in each cell")
+        wrong = f"must be 0 or 1 ({value[:40]!r}{more})"
+        raise UserError(f"{path}:{row} column {name!r}: {wrong} - write 0 or 1 in each cell")
     if bad and not quiet:
-        warn(f"{path}: {len(bad)} label cells are not 0/1 (first: row {bad[0][0]}, {bad[0][1]}) - no scores are printed")
+        wrong = f"{len(bad)} label cells are not 0/1 (first: row {bad[0][0]}, {bad[0][1]})"
+        warn(f"{path}: {wrong} - no scores are printed")
 
 
 def csv_text(rows: Iterable[list]) -> str:
-    """Rows as CSV text that reads back the same: a lone carriage return in a field wants quotes around all."""
+    """Rows as CSV text that reads back the same: a lone carriage return wants quotes around all fields."""
     rows, text = list(rows), io.StringIO()
     bare = any("\r" in x for row in rows for x in row if isinstance(x, str))
     quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
@@ -176,6 +179,19 @@ def read_csv(path: str, text_column: str | None, labels: list[str]) -> Table:
     return table
 
 
+def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
+    """An array whose dtype is of `kind`; nothing is unpickled. UserError for anything else."""
+    try:
+        with open(path, "rb") as f:
+            array = np.lib.format.read_array(f, allow_pickle=False)
+        if array.dtype.kind != kind:
+            raise ValueError(f"holds {array.dtype}")
+        return array
+    except Exception as e:  # numpy parses the header as Python: a damaged one raises nearly anything
+        mend = "use the one that train.py wrote"
+        raise UserError(f"{path}: not an array of {what} ({str(e)[:80]}) - {mend}") from None
+
+
 def normalise(text: str) -> str:
     """What makes two texts the same: Unicode NFKC, case and white space apart."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -183,39 +199,38 @@ def normalise(text: str) -> str:
 
 def text_hashes(texts: list[str]) -> np.ndarray:
     """uint64 (N,): 8 bytes of BLAKE2b of each normalised text."""
-    digest = b"".join(hashlib.blake2b(normalise(t).encode("utf-8", "replace"), digest_size=8).digest() for t in texts)
-    return np.frombuffer(digest, dtype="<u8")
+    keys = (normalise(t).encode("utf-8", "replace") for t in texts)
+    return np.frombuffer(b"".join(hashlib.blake2b(k, digest_size=8).digest() for k in keys), dtype="<u8")
 
 
 def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """int16 (N,): the fold of each row. Rows with equal hashes share a fold; every label is spread evenly.
 
-    Iterative stratification (Sechidis et al. 2011, rarest label first) over groups of equal texts. Each group goes
-    to the fold that has least of the label; among equals, to the one that has least of the group's combination of
-    labels, then fewest rows. Raises UserError with fewer distinct texts than folds.
+    Iterative stratification (Sechidis et al. 2011, rarest label first) over groups of equal texts. Each group
+    goes to the fold that has least of the label; among equals, to the one that has least of the group's
+    combination of labels, then fewest rows. Raises UserError with fewer distinct texts than folds.
     """
     _, group, size = np.unique(hashes, return_inverse=True, return_counts=True)
     G = len(size)
     if folds > G:
         few = f"only {G} distinct texts for {folds} folds (a hold-out takes five)"
         raise UserError(f"--folds: {few} - use fewer folds, or add rows")
-    # (G, C + 1): positives of each label in each group; the rows themselves are the last label, which all carry
+    # (G, C + 1): positives of each label in each group; the rows are the last label, which all carry
     counts = np.stack([*(np.bincount(group, y, G) for y in labels.T), size], 1).astype(np.int64)
-    kinds, combo = np.unique(counts > 0, axis=0, return_inverse=True)
+    todo = counts > 0  # groups without a fold, by label
+    kinds, combo = np.unique(todo, axis=0, return_inverse=True)
     carried = [np.flatnonzero(kind).tolist() for kind in kinds]  # the labels of each combination
     order = np.random.default_rng([seed, 0]).permutation(G)
-    order = order[np.argsort(-size[order], kind="stable")]  # large groups first: they are the hardest to place
-    has = np.zeros((counts.shape[1], folds), dtype=np.int64).tolist()  # rows of each label in each fold so far
-    mixed = np.zeros((len(kinds), folds), dtype=np.int64).tolist()  # rows of each combination
+    order = order[np.argsort(-size[order], kind="stable")]  # large groups first: the hardest to place
+    has = [[0] * folds for _ in counts.T]  # rows of each label in each fold so far
+    mixed = [[0] * folds for _ in kinds]  # rows of each combination in each fold so far
     fold = np.empty(G, dtype=np.int16)
-    todo = counts > 0  # groups without a fold, by label
     while todo.any():
         remaining = todo.sum(0)
         label = int(np.where(remaining > 0, remaining, G + 1).argmin())
         members = order[todo[order, label]]
         for g, c in zip(members.tolist(), combo[members].tolist(), strict=True):
-            k = min(range(folds), key=lambda k: (has[label][k], mixed[c][k], has[-1][k]))
-            fold[g] = k
+            k = fold[g] = min(range(folds), key=lambda k: (has[label][k], mixed[c][k], has[-1][k]))
             for j in carried[c]:
                 has[j][k] += int(counts[g, j])
             mixed[c][k] += int(size[g])
@@ -238,22 +253,19 @@ class Tokens:
 
 def tokenize(tokenizer, texts: list[str], max_length: int, chunk: int = 10_000) -> Tokens:
     """All texts with their special tokens, cut at max_length tokens."""
-
-    def run(part, length):
-        kw = dict(truncation=True, max_length=length, return_attention_mask=False, return_token_type_ids=False)
-        return tokenizer(part, verbose=False, **kw)["input_ids"] if part else []
-
+    options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     ids, lengths, cut = [np.zeros(0, np.int32)], [0], 0
     for i in range(0, len(texts), chunk):
-        rows = run(texts[i : i + chunk], max_length)
-        full = [texts[i + j] for j, r in enumerate(rows) if len(r) >= max_length]
-        cut += sum(len(r) > max_length for r in run(full, max_length + 1))  # exactly full is not cut
+        rows = tokenizer(texts[i : i + chunk], max_length=max_length, **options)["input_ids"]
+        if full := [texts[i + j] for j, r in enumerate(rows) if len(r) >= max_length]:
+            longer = tokenizer(full, max_length=max_length + 1, **options)["input_ids"]
+            cut += sum(len(r) > max_length for r in longer)  # exactly full is not cut
         lengths += map(len, rows)
         ids.append(np.fromiter((t for r in rows for t in r), np.int32, sum(map(len, rows))))
     return Tokens(np.concatenate(ids), np.cumsum(lengths, dtype=np.int64), cut)
 
 
-class EmotionDataset(Dataset):
+class EmotionDataset(torch.utils.data.Dataset):
     """Row i as a dict: `input_ids` int32 (T,) and, where known, `labels` float32 (C,)."""
 
     def __init__(self, tokens: Tokens, labels: np.ndarray | None = None):
@@ -267,26 +279,21 @@ class EmotionDataset(Dataset):
         return item if self.labels is None else {**item, "labels": self.labels[i]}
 
 
-def padded(length: int) -> int:
-    """Up to a multiple of 8: few distinct shapes."""
-    return -(-length // 8) * 8
-
-
 @dataclass
 class Collator:
-    """Rows of an EmotionDataset -> tensors of the `padded` length of the longest row."""
+    """Rows of an EmotionDataset -> tensors as long as the longest row, up to a multiple of 8: few shapes."""
 
     pad_id: int
     max_length: int = 1_000_000  # what the encoder takes; the rounding up stops there
+    multiple: int = 8
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        lengths = [len(x["input_ids"]) for x in items]
-        width = min(padded(max(lengths)), self.max_length)
-        ids = np.full((len(items), width), self.pad_id, dtype=np.int64)  # (B, T)
-        for row, x, n in zip(ids, items, lengths, strict=True):
-            row[:n] = x["input_ids"]
-        mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
-        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        rows = [x["input_ids"] for x in items]
+        width = min(-(-max(map(len, rows)) // self.multiple) * self.multiple, self.max_length)
+        mask = np.arange(width) < np.array([[len(row)] for row in rows])  # (B, T)
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate(rows)
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask).long()}
         if "labels" in items[0]:
             batch["labels"] = torch.from_numpy(np.stack([x["labels"] for x in items]))  # (B, C)
         return batch
@@ -295,21 +302,20 @@ class Collator:
 def length_batches(lengths: np.ndarray, batch_size: int, seed: list[int], pool: int = 50) -> list[np.ndarray]:
     """Positions 0..N-1 in batches of similar length, all in random order drawn from `seed`.
 
-    The shuffled rows are sorted by length within pools of `pool` batches, so that batches differ from epoch to epoch.
+    The shuffled rows are sorted by length within pools of `pool` batches, so that epochs differ in batches.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
-    pools = [order[i : i + pool * batch_size] for i in range(0, len(order), pool * batch_size)]
-    order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
+    order = order[np.lexsort((lengths[order], np.arange(len(order)) // (pool * batch_size)))]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def token_batches(lengths: np.ndarray, tokens: int = 4096) -> list[np.ndarray]:
-    """Positions sorted by length, longest first, in batches of about `tokens` padded tokens: for prediction."""
+    """Positions sorted by length, longest first, in batches of about `tokens` tokens, to predict."""
     order, batches = np.argsort(-lengths, kind="stable"), []
     while len(order):
-        n = max(1, tokens // max(1, padded(int(lengths[order[0]]))))
+        n = max(1, tokens // max(1, int(lengths[order[0]])))
         batches.append(order[:n])
         order = order[n:]
     return batches

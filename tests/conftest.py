@@ -10,7 +10,9 @@ import socket
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell or nohup ignores these, and we honour that
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a background shell or nohup ignores these, and we honour that
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import numpy as np
@@ -62,9 +64,22 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-def make_tokenizer(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]", first=()) -> PreTrainedTokenizerFast:
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Drawing is most of a tiny run: only test_report.py and the runs in processes of their own draw for real."""
+    import report
+
+    if request.path.name != "test_report.py":
+        monkeypatch.setattr(report, "draw_report", lambda f, *args: Path(f).write_bytes(b"\x89PNG"))
+
+
+def make_tokenizer(
+    pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]", first=()
+) -> PreTrainedTokenizerFast:
     """A word-level tokenizer; `first` are the tokens with the lowest ids (RoBERTa's pad has id 1)."""
-    vocab = {t: i for i, t in enumerate(dict.fromkeys([*first, pad, unk, cls, sep, mask, *WORDS, *CUES.values()]))}
+    vocab = {
+        t: i for i, t in enumerate(dict.fromkeys([*first, pad, unk, cls, sep, mask, *WORDS, *CUES.values()]))
+    }
     t = Tokenizer(models.WordLevel(vocab, unk_token=unk))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     t.post_processor = processors.TemplateProcessing(
@@ -93,7 +108,9 @@ def make_rows(n: int, seed: int = 0) -> list[list[str]]:
     rows = []
     for i in range(n):
         y = (rng.random(5) < (0.2, 0.45, 0.3, 0.35, 0.3)).astype(int)
-        words = list(rng.choice(WORDS, rng.integers(2, 14))) + [CUES[k] for k, on in zip(LABELS, y, strict=True) if on]
+        words = list(rng.choice(WORDS, rng.integers(2, 14))) + [
+            CUES[k] for k, on in zip(LABELS, y, strict=True) if on
+        ]
         rng.shuffle(words)
         rows.append([f"{i:05d}", " ".join(words), *map(str, y)])
     return rows
@@ -139,5 +156,9 @@ def finished(tmp_path_factory, bert, train_csv) -> Path:
 
 def outputs(run: Path) -> dict[str, bytes]:
     """What the same command must give again, byte for byte."""
-    names = ["oof.csv", "th.npy", *(str(p.relative_to(run)) for p in sorted(run.glob("fold_*/*.safetensors")))]
+    names = [
+        "oof.csv",
+        "th.npy",
+        *(str(p.relative_to(run)) for p in sorted(run.glob("fold_*/*.safetensors"))),
+    ]
     return {name: (run / name).read_bytes() for name in names}

@@ -58,7 +58,9 @@ def link(name: str, target: str):
 
 
 def copy(name: str, target: str):
-    return lambda d: shutil.copytree(d / name, d / target) if (d / name).is_dir() else shutil.copy(d / name, d / target)
+    return lambda d: (
+        shutil.copytree(d / name, d / target) if (d / name).is_dir() else shutil.copy(d / name, d / target)
+    )
 
 
 def folder(name: str):
@@ -188,7 +190,7 @@ TRAIN_ERRORS = [
     ("weights of another model", [sheet(), edit_json("bert/config.json", model_type="distilbert")], ["--model", "{d}/bert"], ["bert"], 1),
     # --out
     ("out a file", sheet(), ["--out", "{d}/train.csv"], ["train.csv: is a file"], 1),
-    ("out below a file", sheet(), ["--out", "{d}/train.csv/run"], ["train.csv/run", "choose another folder"], 1),
+    ("out below a file", sheet(), ["--out", "{d}/train.csv/run"], ["train.csv/run", "choose another --out"], 1),
     ("out with other files", sheet(), ["--out", "{d}"], ["holds files that are no run"], 1),
     ("out holds another run", sheet(), ["--out", "{d}/run"], ["holds another run", "--restart"], 1),
     ("out name too long", sheet(), ["--out", "{d}/" + LONG], ["File name too long"], 1),
@@ -271,9 +273,9 @@ PREDICT_ERRORS = [
     ("weights cut short", [NEW, edit("run/fold_0/model.safetensors", lambda b: b[:-9])], [], ["fold_0/model.safetensors: truncated", "redoes what is damaged"]),
     ("weights with a flipped bit", [NEW, edit("run/fold_2/model.safetensors", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:])], [], ["damaged (its sha256 differs)"]),
     ("head of another fold", [NEW, copy("run/fold_0/head.safetensors", "run/fold_1/head.safetensors")], [], ["head.safetensors: damaged"]),
-    ("fold of another run", [NEW, edit_json("run/fold_1/DONE.json", run="0123")], [], ["DONE.json: damaged"]),
-    ("DONE.json empty", [NEW, edit("run/fold_1/DONE.json", lambda b: b"")], [], ["DONE.json: damaged"]),
-    ("DONE.json odd", [NEW, edit_json("run/fold_1/DONE.json", files=3)], [], ["DONE.json: damaged"]),
+    ("fold of another run", [NEW, edit_json("run/fold_1/DONE.json", run="0123")], [], ["DONE.json: missing or damaged"]),
+    ("DONE.json empty", [NEW, edit("run/fold_1/DONE.json", lambda b: b"")], [], ["DONE.json: missing or damaged"]),
+    ("DONE.json odd", [NEW, edit_json("run/fold_1/DONE.json", files=3)], [], ["DONE.json: missing or damaged"]),
     *((f"config.json with {k} {v!r}", [NEW, edit_json("run/config.json", **{k: v})], [], ["config.json"])
       for k, v in (("labels", LABELS[::-1]), ("labels", LABELS[:2]), ("labels", None), ("folds", 2), ("folds", "3"), ("folds", None), ("max_length", 1), ("pooling", "cls"))),
     ("config.json empty", [NEW, lambda d: (d / "run/config.json").write_text("{}")], [], ["config.json"]),
@@ -412,7 +414,11 @@ def train_argv(d: Path, more) -> list[str]:
 
 def predict_argv(d: Path, more) -> list[str]:
     argv = ["--input", str(d / "new.csv"), "--output", str(d / "submission.csv")]
-    return argv if more == "no run" else ["--run", str(d / "run"), *argv, *(x.replace("{d}", str(d)) for x in more)]
+    return (
+        argv
+        if more == "no run"
+        else ["--run", str(d / "run"), *argv, *(x.replace("{d}", str(d)) for x in more)]
+    )
 
 
 def check_error(main, argv: list[str], words: list[str], d: Path, capsys) -> None:
@@ -464,7 +470,11 @@ def test_training_takes(place, capsys, content, more, words, ids):
     err = capsys.readouterr().err
     assert "error" not in err and all(w in err for w in words), err
     if not words:
-        assert not [x for x in err.splitlines() if x.startswith("warning: ") and "positives" not in x and "unknown" not in x], err
+        assert not [
+            x
+            for x in err.splitlines()
+            if x.startswith("warning: ") and "positives" not in x and "unknown" not in x
+        ], err
     out = Path(argv[len(argv) - 1 - argv[::-1].index("--out") + 1])
     rows = rows_of((out / "oof.csv").read_bytes().decode())
     if ids is not None:
@@ -485,8 +495,12 @@ def test_prediction_takes(place, capsys, content, more, words, ids):
     assert words or "warning" not in err
     for name in ("submission.csv", "p.csv"):
         rows = rows_of((d / name).read_bytes().decode())
-        assert rows[0] == ["id", *LABELS] and [r[0] for r in rows[1:]] == ids and all(len(r) == 6 for r in rows)
-    assert all(v in "01" for r in rows_of((d / "submission.csv").read_text())[1:] for v in r[1:] if ids != ["c\rc"])
+        assert (
+            rows[0] == ["id", *LABELS] and [r[0] for r in rows[1:]] == ids and all(len(r) == 6 for r in rows)
+        )
+    assert all(
+        v in "01" for r in rows_of((d / "submission.csv").read_text())[1:] for v in r[1:] if ids != ["c\rc"]
+    )
     assert sorted(p.name for p in d.glob("*.part*")) == []
 
 
@@ -500,7 +514,9 @@ def test_restart_from_within_the_run(place, capsys, monkeypatch):
     d, _ = place
     make(d, sheet(), "train.csv")
     monkeypatch.chdir(d / "run")
-    check_error(train.main, [*train_argv(d, ["--out", "."]), "--restart"], ["--restart can't rename"], d, capsys)
+    check_error(
+        train.main, [*train_argv(d, ["--out", "."]), "--restart"], ["--restart can't rename"], d, capsys
+    )
 
 
 def test_labels_named_like_a_text_column(place, capsys):

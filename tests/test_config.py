@@ -23,7 +23,10 @@ def test_defaults_are_the_contracts():
 def test_dash_and_underscore_and_lists():
     assert parse(Config, ["--batch_size", "4"]) == parse(Config, ["--batch-size", "4"])
     assert parse(Config, ["--labels", "toxic", "insult"]).labels == ["toxic", "insult"]
-    assert parse(Config, ["--pos-weight"]).pos_weight and parse(PredictConfig, ["--text", "a", "b"]).text == ["a", "b"]
+    assert parse(Config, ["--pos-weight"]).pos_weight and parse(PredictConfig, ["--text", "a", "b"]).text == [
+        "a",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -64,9 +67,9 @@ def test_help_answers_at_once_and_names_every_flag(script, kind):
     out = subprocess.run([sys.executable, HERE / script, "--help"], capture_output=True, text=True, cwd="/")
     assert out.returncode == 0 and time.perf_counter() - start < 3
     for f in dataclasses.fields(kind):
-        assert f"--{f.name.replace('_', '-')}" in out.stdout and f.metadata["help"][:20].replace("%", "%") in " ".join(
-            out.stdout.split()
-        )
+        assert f"--{f.name.replace('_', '-')}" in out.stdout and f.metadata["help"][:20].replace(
+            "%", "%"
+        ) in " ".join(out.stdout.split())
 
 
 def test_abbreviated_flag_from_the_shell():

@@ -32,18 +32,23 @@ def test_texts_and_ids_stay_as_written(tmp_path):
     ]
     t = read_csv(write_csv(tmp_path / "a.csv", rows), None, LABELS)
     assert t.ids == ["007", "1e3", "", "x"] and t.texts == ["NA", "null", 'a "quote", and\na line', "0123"]
-    assert t.labels.dtype == np.float32 and t.labels.shape == (4, 5) and t.labels[3].tolist() == [0, 0, 0, 0, 1]
+    assert (
+        t.labels.dtype == np.float32 and t.labels.shape == (4, 5) and t.labels[3].tolist() == [0, 0, 0, 0, 1]
+    )
 
 
 @pytest.mark.parametrize(
-    "cell, value", [("1", 1), ("0", 0), ("1.0", 1), ("0.0", 0), ("True", 1), ("FALSE", 0), ("false", 0), (" 1 ", 1)]
+    "cell, value",
+    [("1", 1), ("0", 0), ("1.0", 1), ("0.0", 0), ("True", 1), ("FALSE", 0), ("false", 0), (" 1 ", 1)],
 )
 def test_labels_that_are_0_or_1(tmp_path, cell, value):
     t = read_csv(write_csv(tmp_path / "a.csv", [["1", "x", cell]], ["id", "text", "joy"]), None, ["joy"])
     assert t.labels.tolist() == [[value]]
 
 
-@pytest.mark.parametrize("encoding, end", [("utf-8", "\n"), ("utf-8-sig", "\n"), ("utf-8", "\r\n"), ("utf-8", "\r")])
+@pytest.mark.parametrize(
+    "encoding, end", [("utf-8", "\n"), ("utf-8-sig", "\n"), ("utf-8", "\r\n"), ("utf-8", "\r")]
+)
 def test_encodings_and_line_ends(tmp_path, encoding, end):
     (tmp_path / "a.csv").write_bytes(f"text,joy{end}grün 😀,1{end}".encode(encoding))
     t = read_csv(tmp_path / "a.csv", None, ["joy"])
@@ -52,7 +57,9 @@ def test_encodings_and_line_ends(tmp_path, encoding, end):
 
 def test_columns_by_name_alias_and_order(tmp_path):
     p = write_csv(tmp_path / "a.csv", [["1", "9", "hello", "0"]], ["joy", "length", "comment_text", "anger"])
-    assert read_csv(p, None, ["anger", "joy"]).labels.tolist() == [[0, 1]]  # extra columns ignored, order as asked
+    assert read_csv(p, None, ["anger", "joy"]).labels.tolist() == [
+        [0, 1]
+    ]  # extra columns ignored, order as asked
     assert read_csv(p, "length", ["joy"]).texts == ["9"]
 
 
@@ -91,14 +98,21 @@ def test_folds_spread_labels_evenly_and_keep_groups_whole():
         assert len(set(fold[h == g])) == 1
     shares = np.stack([y[fold == k].mean(0) for k in range(5)])
     assert np.abs(shares - y.mean(0)).max() < 0.006
-    assert np.array_equal(fold, assign_folds(y, h, 5, 42)) and not np.array_equal(fold, assign_folds(y, h, 5, 43))
+    assert np.array_equal(fold, assign_folds(y, h, 5, 42)) and not np.array_equal(
+        fold, assign_folds(y, h, 5, 43)
+    )
 
 
 def test_folds_of_hopeless_labels_neither_crash_nor_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        every_combination_once = np.array([[i >> j & 1 for j in range(5)] for i in range(32)], dtype=np.float32)
-        assert sorted(np.bincount(assign_folds(every_combination_once, np.arange(32, dtype=np.uint64), 5, 0)))[0] >= 5
+        every_combination_once = np.array(
+            [[i >> j & 1 for j in range(5)] for i in range(32)], dtype=np.float32
+        )
+        assert (
+            sorted(np.bincount(assign_folds(every_combination_once, np.arange(32, dtype=np.uint64), 5, 0)))[0]
+            >= 5
+        )
         for y in (np.zeros((10, 2)), np.ones((10, 2)), np.eye(10)):
             fold = assign_folds(y.astype(np.float32), np.arange(10, dtype=np.uint64), 5, 0)
             assert np.bincount(fold).tolist() == [2] * 5
@@ -110,7 +124,9 @@ def test_folds_of_100_000_rows_and_28_labels_in_time():
     y, h = random_labels(100_000, 28), np.arange(100_000, dtype=np.uint64)
     start = time.perf_counter()
     fold = assign_folds(y, h, 5, 0)
-    assert time.perf_counter() - start < 15  # 3 s is the promise on an idle machine; a busy one must not fail the suite
+    assert (
+        time.perf_counter() - start < 15
+    )  # 3 s is the promise on an idle machine; a busy one must not fail the suite
     assert np.abs(np.stack([y[fold == k].mean(0) for k in range(5)]) - y.mean(0)).max() < 0.003
 
 
@@ -130,7 +146,10 @@ def test_collator_pads_to_a_multiple_of_8_of_the_longest():
     b = Collator(pad_id=0)([dataset[0], dataset[1]])
     assert b["input_ids"].shape == (2, 16) and b["attention_mask"].sum(1).tolist() == [5, 9]
     assert b["input_ids"][0, 5:].unique().tolist() == [0] and b["labels"].tolist() == [[1, 0], [0, 1]]
-    assert Collator(0, max_length=12)([dataset[1]])["input_ids"].shape == (1, 12)  # never wider than the encoder takes
+    assert Collator(0, max_length=12)([dataset[1]])["input_ids"].shape == (
+        1,
+        12,
+    )  # never wider than the encoder takes
 
 
 def test_batches_hold_every_row_once_and_little_padding():
@@ -142,7 +161,10 @@ def test_batches_hold_every_row_once_and_little_padding():
     padded = sum(len(x) * lengths[x].max() for x in a)
     assert padded < 1.1 * lengths.sum() < sum(16 * lengths[i : i + 16].max() for i in range(0, 1003, 16))
     c = token_batches(lengths, 512)
-    assert sorted(np.concatenate(c).tolist()) == list(range(1003)) and max(len(x) * lengths[x].max() for x in c) <= 512
+    assert (
+        sorted(np.concatenate(c).tolist()) == list(range(1003))
+        and max(len(x) * lengths[x].max() for x in c) <= 512
+    )
 
 
 def test_example_files_are_clean():
@@ -156,7 +178,9 @@ def test_example_files_are_clean():
     assert all(t.labels.sum(1).max() <= 3 and 0.05 < (t.labels.sum(1) == 0).mean() < 0.15 for t in parts)
     for a in parts[0].texts:  # no near-copies across the two files
         words = set(normalise(a).split())
-        assert all(len(words & (o := set(normalise(b).split()))) < 0.7 * len(words | o) for b in parts[1].texts)
+        assert all(
+            len(words & (o := set(normalise(b).split()))) < 0.7 * len(words | o) for b in parts[1].texts
+        )
 
 
 def test_written_csv_reads_back(tmp_path):

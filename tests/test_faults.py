@@ -29,7 +29,9 @@ import predict
 import run as run_module
 import train
 from config import UserError
-from run import Signals, damage, load_state, locked, publish, read_env, save_state, sweep, whole_file, write_json
+from config import Signals
+from run import Run, damage, locked, sweep, whole, write_json
+from train import load_state, save_state
 
 HERE = Path(__file__).resolve().parent
 STEPS = 16  # of a whole run of `command`: 2 folds, 2 epochs, 4 steps
@@ -144,9 +146,9 @@ def test_two_runs_give_the_same_bytes(precision, command, tmp_path, test_csv, cl
     "name, numbers",
     [
         ("save_state", (1, 2)),
-        ("publish", (1, 2, 4)),
+        ("keep_epoch", (1, 2, 4)),
         ("write_log", (1, 2, 5, 7)),
-        ("finish", (1, 2, 3)),
+        ("write_json", (1, 2, 5)),
         ("train_step", (1, 6, 15)),
     ],
 )
@@ -225,7 +227,9 @@ def forget_weights(state):
             state["model"][name] = torch.zeros_like(state["model"][name])
 
 
-@pytest.mark.parametrize("forget", [forget_moments, forget_step, forget_taken, forget_weights, lambda state: None])
+@pytest.mark.parametrize(
+    "forget", [forget_moments, forget_step, forget_taken, forget_weights, lambda state: None]
+)
 def test_a_state_without_a_part_is_noticed(forget, command, tmp_path, test_csv, wanted, monkeypatch):
     path = stopped(command, tmp_path / "run", monkeypatch)
     state = load_state(path)
@@ -251,7 +255,9 @@ def test_one_fold_alone_and_the_rest_later(command, tmp_path, test_csv, wanted, 
     out = tmp_path / "run"
     assert train.main([*command, "--out", str(out), "--fold", "1"]) == 0
     assert not (out / "fold_0").exists() and "unfinished: fold 0" in capsys.readouterr().out
-    assert predict.main(["--run", str(out), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]) == 2
+    assert (
+        predict.main(["--run", str(out), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]) == 2
+    )
     one_line(capsys, "fold 0", "run the same train.py command again")
     assert_survived(command, out, test_csv, wanted)
 
@@ -337,9 +343,21 @@ def test_a_real_signal(name, processes, command, tmp_path, test_csv, wanted):
 
 
 def test_the_script_itself_under_a_signal(command, tmp_path, test_csv, wanted):
-    argv = [sys.executable, str(HERE.parent / "train.py"), *command, "--epochs", "1000", "--out", str(tmp_path / "run")]
+    argv = [
+        sys.executable,
+        str(HERE.parent / "train.py"),
+        *command,
+        "--epochs",
+        "1000",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     p = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while "epoch" not in p.stdout.readline():
         assert p.poll() is None
@@ -387,6 +405,19 @@ def test_two_processes_share_the_folds(processes, command, tmp_path, test_csv, w
     assert_survived(command, out, test_csv, wanted)
 
 
+def test_three_processes_one_of_them_killed(processes, command, tmp_path, test_csv):
+    argv = [*command, "--folds", "3"]
+    assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0
+    want = everything(tmp_path / "one", test_csv)
+    out, logs = tmp_path / "run", [tmp_path / f"log{i}" for i in range(3)]
+    pids = [processes.start([*argv, "--out", str(out)], log) for log in logs]
+    wait_for_steps(logs[1], 3)
+    os.kill(pids[1], signal.SIGKILL)
+    assert [processes.wait(p) for p in pids] == [0, -9, 0]
+    assert "STEP" in logs[0].read_text() and "STEP" in logs[2].read_text()
+    assert_survived(argv, out, test_csv, want)  # the others took the freed fold, or this command does
+
+
 def test_a_locked_fold_is_not_taken(command, tmp_path, capsys, test_csv, wanted):
     out = tmp_path / "run"
     assert train.main([*command, "--out", str(out), "--fold", "1"]) == 0
@@ -414,7 +445,17 @@ def test_an_ignored_signal_stays_ignored():
 
 
 @pytest.mark.parametrize(
-    "name", ["read_csv", "load_encoder", "make_model", "predict_logits", "keep_epoch", "finish", "write_totals", "take"]
+    "name",
+    [
+        "read_csv",
+        "load_encoder",
+        "make_model",
+        "predict_logits",
+        "keep_epoch",
+        "write_json",
+        "write_totals",
+        "take",
+    ],
 )
 def test_a_signal_outside_the_loop(name, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     with monkeypatch.context() as m:
@@ -466,7 +507,7 @@ def test_a_flipped_byte_in_a_state(command, tmp_path, test_csv, wanted, monkeypa
 
 
 def test_flipped_bytes_in_the_files_of_a_run(command, copy, test_csv, wanted, capsys, monkeypatch):
-    key = read_env(copy)["key"]
+    key = Run(copy).key
     rng = np.random.default_rng(0)
     for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name not in ("lock", "env.json")):
         whole = path.read_bytes()
@@ -489,10 +530,15 @@ def test_flipped_bytes_in_the_files_of_a_run(command, copy, test_csv, wanted, ca
 
 def test_a_flipped_byte_in_env_json_is_refused_by_both(command, copy, test_csv, capsys):
     text = (copy / "env.json").read_text()
-    for old in ('"lr": 0.005', f'"key": "{read_env(copy)["key"][:4]}', '"same"'):
+    for old in ('"settings.lr": 0.005', text[text.index('"sha256": "') :][:15], '"same"'):
         assert old in text
         (copy / "env.json").write_text(text.replace(old, old[:-1] + ("7" if old[-1] != "7" else "8")))
-        assert predict.main(["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]) == 2
+        assert (
+            predict.main(
+                ["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]
+            )
+            == 2
+        )
         one_line(capsys, "env.json")
         assert train.main([*command, "--out", str(copy)]) == 2
         one_line(capsys, "env.json", "--restart")
@@ -506,15 +552,26 @@ def test_each_missing_file_is_named(command, copy, test_csv, wanted, capsys):
         (copy / name).rename(copy.parent / "aside")
         assert predict.main(argv) == 2, name
         line = one_line(capsys)
-        assert name.name in line or name.name == "DONE.json" and name.parent.name.replace("_", " ") in line, line
+        assert name.name in line or name.name == "DONE.json" and name.parent.name.replace("_", " ") in line, (
+            line
+        )
         assert str(copy) in line
         (copy.parent / "aside").rename(copy / name)
-    for name in ("fold_0/tokenizer.json", "th.json", "fold_1/DONE.json", "DONE.json", "texts.npy", "config.json"):
+    for name in (
+        "fold_0/tokenizer.json",
+        "th.json",
+        "fold_1/DONE.json",
+        "DONE.json",
+        "texts.npy",
+        "config.json",
+    ):
         (copy / name).unlink()
     assert_survived(command, copy, test_csv, wanted)
 
 
-def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(
+    command, tmp_path, test_csv, wanted, monkeypatch, capsys
+):
     """Its checksum is taken when it is written, so that DONE.json can't vouch for what was damaged since."""
     path = stopped(command, tmp_path / "run", monkeypatch, step=7)
     weights = path.with_name("model.safetensors")
@@ -526,7 +583,9 @@ def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(command, tmp_path, t
         assert train.main([*command, "--out", str(tmp_path / "run"), "--fold", "0"]) == 0
     capsys.readouterr()
     assert_survived(command, tmp_path / "run", test_csv, wanted)
-    assert "model.safetensors: damaged (its sha256 differs) - fold 0 is trained again" in capsys.readouterr().out
+    assert (
+        "model.safetensors: damaged (its sha256 differs) - fold 0 is trained again" in capsys.readouterr().out
+    )
 
 
 def test_a_damaged_fold_is_not_put_into_the_totals(command, copy, test_csv, wanted, capsys):
@@ -605,7 +664,16 @@ def test_a_write_of_predict_that_fails(name, clean, tmp_path, test_csv, wanted, 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
 def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, test_csv, monkeypatch, capsys):
     out = tmp_path / f"s{ending}"
-    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(out), "--probabilities", str(tmp_path / f"p{ending}")]
+    argv = [
+        "--run",
+        str(clean),
+        "--input",
+        str(test_csv),
+        "--output",
+        str(out),
+        "--probabilities",
+        str(tmp_path / f"p{ending}"),
+    ]
     monkeypatch.setattr(predict, "CHUNK", 11)  # 40 rows: 4 chunks
     assert predict.main(argv) == 0
     want = [out.read_bytes(), (tmp_path / f"p{ending}").read_bytes()]
@@ -663,18 +731,38 @@ def test_paths_that_cannot_be_written(command, clean, tmp_path, test_csv, capsys
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("file", "file/below", "file/below/deep", "full", "dangling", "/dev/null", "/dev/full", "/proc/none"):
+    for name in (
+        "file",
+        "file/below",
+        "file/below/deep",
+        "full",
+        "dangling",
+        "/dev/null",
+        "/dev/full",
+        "/proc/none",
+    ):
         began = time.monotonic()
         assert train.main([*command, "--out", str(tmp_path / name)]) == 2
         one_line(capsys, name)
         assert time.monotonic() - began < 3
     assert trained == [0]
-    assert (tmp_path / "file").read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["dangling", "file", "full"]
+    assert (tmp_path / "file").read_text() == "mine" and sorted(os.listdir(tmp_path)) == [
+        "dangling",
+        "file",
+        "full",
+    ]
     for name in ("/dev/full", "/dev/null", "file/s.csv", "full", "nowhere/s.csv", "/proc/s.csv"):
-        assert predict.main(["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / name)]) in (1, 2)
+        assert predict.main(
+            ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / name)]
+        ) in (1, 2)
         one_line(capsys, name.split("/s.csv")[0])
     for name in ("file", "/dev/null", "/dev/full", "full", "nowhere"):
-        assert predict.main(["--run", str(tmp_path / name), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]) == 2
+        assert (
+            predict.main(
+                ["--run", str(tmp_path / name), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+            )
+            == 2
+        )
         one_line(capsys, name)
 
 
@@ -694,22 +782,14 @@ def test_too_little_room_is_said_before_training(command, tmp_path, monkeypatch,
         assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
 
 
-def test_publish_and_whole_file_leave_nothing_behind(tmp_path):
+def test_what_is_not_written_whole_leaves_nothing_behind(tmp_path):
     (tmp_path / "x").write_text("old")
     for error in (OSError(28, "No space left"), RuntimeError("unexpected pos 64"), Killed()):
         expected = Killed if isinstance(error, Killed) else UserError
-        with pytest.raises(expected), whole_file(tmp_path / "x") as f:
-            f.write(b"half")
+        with pytest.raises(expected), whole(tmp_path) as temporary:
+            (temporary / "x").write_text("half")
             raise error
-
-        def write(folder: Path, error=error):
-            (folder / "x").write_text("half")
-            raise error
-
-        with pytest.raises(expected):
-            publish(tmp_path, write)
         assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "old"
-    (tmp_path / ".x.123.tmp").write_text("of a dead process")
     (tmp_path / ".tmp-123").mkdir()
     sweep(tmp_path)
     assert os.listdir(tmp_path) == ["x"]
@@ -729,8 +809,18 @@ def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted)
         one_line(capsys, "--batch-size 8", "--accumulate")
     assert (tmp_path / "run" / "fold_0" / "state.pt").exists()
     assert_survived(command, tmp_path / "run", test_csv, wanted)
-    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="size mismatch"):  # others are not disguised
-        at_call(m, train, "train_step", 1, lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")), after=False)
+    with (
+        monkeypatch.context() as m,
+        pytest.raises(RuntimeError, match="size mismatch"),
+    ):  # others are not disguised
+        at_call(
+            m,
+            train,
+            "train_step",
+            1,
+            lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")),
+            after=False,
+        )
         train.main([*command, "--out", str(tmp_path / "other")])
 
 
@@ -739,18 +829,20 @@ def spoil(loss: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("step, stop", [(1, None), (6, None), (6, 7), (12, None)])
-def test_a_loss_that_is_not_a_number(step, stop, command, data, tmp_path, monkeypatch, capsys, test_csv, wanted):
+def test_a_loss_that_is_not_a_number(
+    step, stop, command, data, tmp_path, monkeypatch, capsys, test_csv, wanted
+):
     """With `stop`, a signal arrives between the step and the end of its epoch."""
     out = tmp_path / "run"
     rows = []
     with monkeypatch.context() as m:
         real, real_step, calls = train.loss_per_row, train.train_step, [0]
 
-        def stepped(model, optimizer, scaler, micro, config, pos_weight):
+        def stepped(model, optimizer, scaler, micro, *rest):
             calls[0] += 1
             rows.append(sum(len(b["labels"]) for b in micro))
             m.setattr(train, "loss_per_row", lambda *a: spoil(real(*a)) if calls[0] == step else real(*a))
-            result = real_step(model, optimizer, scaler, micro, config, pos_weight)
+            result = real_step(model, optimizer, scaler, micro, *rest)
             m.setattr(train, "loss_per_row", real)
             if calls[0] == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -758,7 +850,11 @@ def test_a_loss_that_is_not_a_number(step, stop, command, data, tmp_path, monkey
 
         m.setattr(train, "train_step", stepped)
         assert train.main([*command, "--out", str(out)]) == 1
-    line = one_line(capsys, f"fold {(step - 1) // 8}, epoch {(step - 1) % 8 // 4 + 1}, step {(step - 1) % 4 + 1}: loss", "--lr")
+    line = one_line(
+        capsys,
+        f"fold {(step - 1) // 8}, epoch {(step - 1) % 8 // 4 + 1}, step {(step - 1) % 4 + 1}: loss",
+        "--lr",
+    )
     ids = re.search("rows ([0-9, ]+) -", line)[1].split(", ")
     assert len(ids) == 8 and set(ids) <= {r[0] for r in make_rows(64)}
     for path in out.rglob("state.pt"):
@@ -795,19 +891,21 @@ def test_logits_that_are_not_numbers(command, tmp_path, monkeypatch, capsys, tes
 def test_another_command_is_refused(extra, named, command, copy, capsys, clean):
     assert train.main([*command, *extra, "--out", str(copy)]) == 2
     one_line(capsys, "holds another run", named, "--restart")
-    assert outputs(copy) == outputs(clean) and read_env(copy) == read_env(clean)
+    assert outputs(copy) == outputs(clean) and Run(copy).key == Run(clean).key
 
 
-def test_other_data_code_versions_or_weights_are_refused(command, copy, capsys, data, tmp_path, monkeypatch, bert):
+def test_other_data_code_versions_or_weights_are_refused(
+    command, copy, capsys, data, tmp_path, monkeypatch, bert
+):
     rows = make_rows(64)
     rows[3][1] += " dog"
     changed = write_csv(tmp_path / "changed.csv", rows)
     assert train.main([*command, "--train", str(changed), "--out", str(copy)]) == 2
     one_line(capsys, "data_sha256")
     with monkeypatch.context() as m:
-        m.setattr(train, "code_sha256", lambda: {"train.py": "0"})
+        m.setattr(train, "CODE", ("data.py",))
         assert train.main([*command, "--out", str(copy)]) == 2
-    one_line(capsys, "code_sha256.train.py")
+    one_line(capsys, "code.train.py")
     with monkeypatch.context() as m:
         m.setattr(train.platform, "python_version", lambda: "3.0")
         assert train.main([*command, "--out", str(copy)]) == 2
@@ -824,7 +922,10 @@ def test_other_data_code_versions_or_weights_are_refused(command, copy, capsys, 
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert train.main([*command, "--model", str(other), "--out", str(copy)]) == 2
     one_line(capsys, "encoder_sha256")
-    assert train.main([*command, "--train", str(shutil.copy(data, tmp_path / "same.csv")), "--out", str(copy)]) == 0
+    assert (
+        train.main([*command, "--train", str(shutil.copy(data, tmp_path / "same.csv")), "--out", str(copy)])
+        == 0
+    )
 
 
 def test_restart_renames_away(command, copy, capsys, clean):
@@ -843,8 +944,9 @@ def test_two_commands_that_begin_at_once_do_not_share_a_folder(command, tmp_path
 
     def slow(path, wait=False):
         if wait and not (tmp_path / "run" / "env.json").exists():
-            same = {"settings": {"lr": 1}}
-            write_json(tmp_path / "run" / "env.json", {"same": same, "key": run_module.json_sha256(same)[:16]})
+            write_json(
+                tmp_path / "run" / "env.json", {"same": {"settings.lr": 1, "settings.folds": 2}}, seal=True
+            )
         return real(path, wait)
 
     monkeypatch.setattr(run_module, "locked", slow)
@@ -875,7 +977,9 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
         for model_of, close in ((k, True), (1 - k, False)):
             model = ensemble.model(model_of)
             p = model_module.sigmoid(
-                model_module.predict_logits(model, tokens, Collator(ensemble.tokenizer.pad_token_id), "cpu", "fp32")
+                model_module.predict_logits(
+                    model, tokens, Collator(ensemble.tokenizer.pad_token_id), "cpu", "fp32"
+                )
             )
             assert (np.abs(p - stored).max() <= 1e-5) == close
 
@@ -887,7 +991,9 @@ def test_predictions_do_not_depend_on_batch_or_order(clean):
 
     def logits(texts: list[str], batch_tokens: int) -> np.ndarray:
         tokens = predict.tokenize(ensemble.tokenizer, texts, 128)
-        return model_module.predict_logits(model, tokens, Collator(pad), "cpu", "fp32", batch_tokens=batch_tokens)
+        return model_module.predict_logits(
+            model, tokens, Collator(pad), "cpu", "fp32", batch_tokens=batch_tokens
+        )
 
     want = logits(texts, 4096)
     assert np.ptp(want, axis=0).min() > 0.01  # rows do differ
@@ -980,5 +1086,5 @@ def test_offline(command, tmp_path, capsys, monkeypatch):
 
 def test_a_machine_without_git(command, clean, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert train._git_commit() is None
+    assert train.git_commit() is None
     assert train.main([*command, "--out", str(clean)]) == 0

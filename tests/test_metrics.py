@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 import metrics
+import report
 
 
 def sample(n=200, c=5, seed=0, empty=False):
@@ -91,6 +92,23 @@ def test_label_table_and_missing_classes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = metrics.per_label(y, p, p >= 0.5, np.full(5, 0.5), list("abcde"))
-    assert table["a"]["roc_auc"] is None and table["b"]["average_precision"] is None and 0 < table["c"]["roc_auc"] < 1
+    assert (
+        table["a"]["roc_auc"] is None
+        and table["b"]["average_precision"] is None
+        and 0 < table["c"]["roc_auc"] < 1
+    )
     assert table["a"]["support"] == 0 and table["b"]["tp"] + table["b"]["fn"] == 200
-    assert len(metrics.label_table(table).splitlines()) == 6
+    assert len(report.label_table(table).splitlines()) == 6
+
+
+def test_platt_mends_probabilities_and_keeps_their_order():
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 2, 4000)
+    y = rng.random(4000) < 1 / (1 + np.exp(-(0.5 * z - 1)))  # the truth: slope 0.5, shift -1
+    p = (1 / (1 + np.exp(-z))).astype(np.float32)
+    a, b = metrics.platt(y, p)
+    assert a == pytest.approx(0.5, abs=0.08) and b == pytest.approx(-1, abs=0.1)
+    mended = 1 / (1 + np.exp(-(a * metrics.logit(p) + b)))
+    assert metrics.reliability(y, mended)[2] < 0.03 < 0.1 < metrics.reliability(y, p)[2]
+    assert np.array_equal(np.argsort(mended, kind="stable"), np.argsort(metrics.logit(p), kind="stable"))
+    assert metrics.platt(np.ones(9), np.full(9, 0.3)) == metrics.platt(y, 1 - p) == (1.0, 0.0)

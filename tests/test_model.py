@@ -15,10 +15,23 @@ import model as M
 from config import BUNDLED, UserError
 from data import Collator, EmotionDataset, tokenize
 
-SIZE = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=64, max_position_embeddings=64)
-ROBERTA = dict(first=["<s>", "<pad>", "</s>", "<unk>"], pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>")
+SIZE = dict(
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    hidden_size=32,
+    intermediate_size=64,
+    max_position_embeddings=64,
+)
+ROBERTA = dict(
+    first=["<s>", "<pad>", "</s>", "<unk>"], pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>"
+)
 IDS = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)
-RELATIVE = dict(relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, max_relative_positions=-1)
+RELATIVE = dict(
+    relative_attention=True,
+    pos_att_type=["p2c", "c2p"],
+    position_biased_input=False,
+    max_relative_positions=-1,
+)
 ARCHITECTURES = {
     "bert": (T.BertConfig, SIZE, {}),
     "roberta": (T.RobertaConfig, {**SIZE, **IDS}, ROBERTA),
@@ -31,7 +44,12 @@ ARCHITECTURES = {
     "deberta-v2": (T.DebertaV2Config, {**SIZE, **RELATIVE, "position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"}, {}),
     "modernbert": (T.ModernBertConfig, {**SIZE, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}, {}),
 }  # fmt: skip
-TEXTS = ["i am so happy", "the night of the storm", "rain", "nobody came and the dog ran in the rain , suddenly weeping"]
+TEXTS = [
+    "i am so happy",
+    "the night of the storm",
+    "rain",
+    "nobody came and the dog ran in the rain , suddenly weeping",
+]
 
 
 def make(folder, kind):
@@ -71,9 +89,15 @@ def test_trains_saves_and_loads(kind, tmp_path):
     plain = T.AutoModel.from_pretrained(tmp_path / "b").eval()
     with torch.no_grad():
         assert torch.equal(m.eval()(**batch), again(**batch))
-        assert torch.allclose(plain(**batch).last_hidden_state, m.encoder(**batch).last_hidden_state, atol=1e-6)
-    logits = M.predict_logits(again, tokens, Collator(info.tokenizer.pad_token_id), "cpu", "fp32", batch_tokens=16)
-    assert np.allclose(logits, again(**batch).detach().numpy(), atol=1e-5)  # whatever the batch and the padding
+        assert torch.allclose(
+            plain(**batch).last_hidden_state, m.encoder(**batch).last_hidden_state, atol=1e-6
+        )
+    logits = M.predict_logits(
+        again, tokens, Collator(info.tokenizer.pad_token_id), "cpu", "fp32", batch_tokens=16
+    )
+    assert np.allclose(
+        logits, again(**batch).detach().numpy(), atol=1e-5
+    )  # whatever the batch and the padding
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -92,7 +116,10 @@ def test_shrunk_token_table_computes_the_same(kind, tmp_path):
         m = M.EmotionClassifier(M.load_encoder(info.path), 3).eval()
         if shrink:
             fast.shrink_embedding(m.encoder, used)
-            batch = {**batch, "input_ids": torch.from_numpy(np.searchsorted(used, batch["input_ids"].numpy()))}
+            batch = {
+                **batch,
+                "input_ids": torch.from_numpy(np.searchsorted(used, batch["input_ids"].numpy())),
+            }
         optimizer = torch.optim.AdamW(m.parameters(), lr, weight_decay=decay, eps=1e-4)
         for _ in range(20):
             optimizer.zero_grad()
@@ -100,7 +127,9 @@ def test_shrunk_token_table_computes_the_same(kind, tmp_path):
             optimizer.step()
         with fast.whole_embedding(m.encoder, (1 - lr * decay) ** 20) as encoder:
             results.append({n: p.detach().clone() for n, p in encoder.state_dict().items()})
-        assert m.encoder.get_input_embeddings().num_embeddings == (len(used) if shrink else len(info.tokenizer))
+        assert m.encoder.get_input_embeddings().num_embeddings == (
+            len(used) if shrink else len(info.tokenizer)
+        )
     assert results[0].keys() == results[1].keys()
     for n, p in results[0].items():
         if "key" not in n or "bias" not in n:  # a key's bias has no gradient but rounding
@@ -155,7 +184,12 @@ def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, mo
 
 def test_bundled_encoder_is_the_published_one(monkeypatch):
     info = M.inspect_encoder(BUNDLED)
-    assert (info.parameters, info.layers, info.max_positions, info.config.hidden_size) == (22_565_376, 6, 512, 384)
+    assert (info.parameters, info.layers, info.max_positions, info.config.hidden_size) == (
+        22_565_376,
+        6,
+        512,
+        384,
+    )
     monkeypatch.setattr(M, "BUNDLED_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not the published"):
         M.inspect_encoder(BUNDLED)
@@ -203,7 +237,9 @@ def test_damaged_model_folders(tmp_path, spoil, words):
 def test_pooling():
     hidden, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 1, 1]])
     assert torch.equal(M.pool(hidden, mask, "cls"), hidden[:, 0])
-    assert torch.allclose(M.pool(hidden, mask, "mean"), torch.stack([hidden[0, :2].mean(0), hidden[1].mean(0)]))
+    assert torch.allclose(
+        M.pool(hidden, mask, "mean"), torch.stack([hidden[0, :2].mean(0), hidden[1].mean(0)])
+    )
 
 
 def test_head_stays_fp32_under_autocast(bert):

@@ -36,7 +36,9 @@ def damaged(draw, seeds: list[bytes]) -> bytes:
     for _ in range(draw(st.integers(0, 4))):
         i = draw(st.integers(0, len(raw)))
         j = min(len(raw), i + draw(st.sampled_from([0, 1, 1, 2, 7, 40])))
-        new = draw(st.one_of(st.sampled_from(PIECES), st.just(b""), st.just(raw[i:j] * 2), st.binary(max_size=3)))
+        new = draw(
+            st.one_of(st.sampled_from(PIECES), st.just(b""), st.just(raw[i:j] * 2), st.binary(max_size=3))
+        )
         raw = raw[:i] + new + (b"" if draw(st.integers(0, 15)) == 7 else raw[j:])
     return raw
 
@@ -103,19 +105,25 @@ def place(tmp_path_factory, bert, finished):
     """A working folder with a run in which only the checks are real; `jobs` holds what training would have begun with."""
     d, jobs = tmp_path_factory.mktemp("mutations"), []
     shutil.copytree(finished, d / "run")
-    info, tokenizer = train.inspect_encoder(str(bert)), predict.inspect_encoder(str(finished / "fold_0")).tokenizer
+    info, tokenizer = (
+        train.inspect_encoder(str(bert)),
+        predict.inspect_encoder(str(finished / "fold_0")).tokenizer,
+    )
     real = train.inspect_encoder
 
     def open_run(job, encoder, argv):
         jobs.append(job)
         c = job.config
         if c.out:  # the real folder, and away with it: each example finds the same files
-            run = run_folder.Run.open(Path(c.out), c.folds, {}, {"same": config.identity(c)}, c.restart, 0)
+            same = {f"settings.{name}": value for name, value in config.identity(c).items()}
+            run = run_folder.Run.open(Path(c.out), {}, {"same": same}, c.restart, 0)
             shutil.rmtree(run.path)
         return SimpleNamespace(take=lambda only: [], done=lambda k: True)
 
     def probabilities(self, texts, check=None, say=None):
-        return np.array([[len(t) % 7 / 7] * len(self.labels) for t in texts], dtype=np.float32).reshape(len(texts), -1)
+        return np.array([[len(t) % 7 / 7] * len(self.labels) for t in texts], dtype=np.float32).reshape(
+            len(texts), -1
+        )
 
     with pytest.MonkeyPatch.context() as m:
         m.chdir(d)
@@ -140,9 +148,9 @@ def test_training_files(place):
         place.jobs.clear()
         if call(train.main, argv, place.d, tried) == 0:
             table = place.jobs[0].table
-            assert table.ids == as_python_reads(raw) and len(table.texts) == len(table.labels) == len(place.jobs[0].fold) == len(
-                table.ids
-            )
+            assert table.ids == as_python_reads(raw) and len(table.texts) == len(table.labels) == len(
+                place.jobs[0].fold
+            ) == len(table.ids)
             assert np.isin(table.labels, (0, 1)).all() and table.labels.shape[1] == 2
 
 
@@ -195,10 +203,17 @@ def test_threshold_files(place):
     def threshold_files(tried, raw):
         Path("t.npy").write_bytes(raw)
         Path("n.csv").write_text("id,text\n1,a\n")
-        call(predict.main, ["--run", "run", "--input", "n.csv", "--output", "s.csv", "--thresholds", "t.npy"], place.d, tried)
+        call(
+            predict.main,
+            ["--run", "run", "--input", "n.csv", "--output", "s.csv", "--thresholds", "t.npy"],
+            place.d,
+            tried,
+        )
 
 
-NUMBERS = st.one_of(st.integers(-3, 300), st.integers(), st.floats(), st.sampled_from([0.1, 0.5, 1e-5, 1e308, 10**30]))
+NUMBERS = st.one_of(
+    st.integers(-3, 300), st.integers(), st.floats(), st.sampled_from([0.1, 0.5, 1e-5, 1e308, 10**30])
+)
 WORDS = st.one_of(
     st.sampled_from(["", " ", "-", "--", "-1", "0x10", "1_0", "1e2", "nan", "None", "true", "cuda", "mps", "cpu", "auto", "fp32", "cosine", "mean", "joy", "id", "text", "t.csv", "n.csv",
                      "run", "th.npy", "run/th.npy", "fold_0", ".", "..", "/dev/null", "a/b", "a" * 300, "\0", "\udcff", "\ud800", "é😀\n", "%s", "@t.csv", "{}"]),  # fmt: skip
@@ -215,8 +230,12 @@ def flags_of(kind: type):
             words = ["./" + w.lstrip("/") for w in words[:1]]
         return [config.flag(name), *words]
 
-    names = st.sampled_from([f.name for f in dataclasses.fields(kind) if f.name != "debug"] + ["config", "help", "lables"])
-    pair = st.builds(joined, names, st.lists(WORDS, min_size=1, max_size=2).map(lambda w: w[: 1 + (len(w[0]) > 7)]))
+    names = st.sampled_from(
+        [f.name for f in dataclasses.fields(kind) if f.name != "debug"] + ["config", "help", "lables"]
+    )
+    pair = st.builds(
+        joined, names, st.lists(WORDS, min_size=1, max_size=2).map(lambda w: w[: 1 + (len(w[0]) > 7)])
+    )
     return st.lists(pair, min_size=1, max_size=2).map(lambda pairs: [x for p in pairs for x in p])
 
 
@@ -245,15 +264,24 @@ def test_flags_of_prediction(place):
 
 
 def test_settings_of_config_files(place):
-    names = [f.name for f in dataclasses.fields(config.Config) if f.name not in ("debug", "out", "train", "model", "labels")]
+    names = [
+        f.name
+        for f in dataclasses.fields(config.Config)
+        if f.name not in ("debug", "out", "train", "model", "labels")
+    ]
     values = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=5)), lambda x: st.one_of(st.lists(x, max_size=2), st.dictionaries(st.text(max_size=3), x, max_size=2)))  # fmt: skip
     written = json.dumps(
-        {**json.loads((place.d / "run/config.json").read_text()), "labels": ["joy"], "train": "t.csv", "model": place.bert}
+        {
+            **json.loads((place.d / "run/config.json").read_text()),
+            "labels": ["joy"],
+            "train": "t.csv",
+            "model": place.bert,
+        }
     )
     files = st.one_of(
-        st.dictionaries(st.sampled_from([*names, "labels", "text", "\ud800"]), values, min_size=1, max_size=2).map(
-            lambda v: json.dumps(v).encode()
-        ),
+        st.dictionaries(
+            st.sampled_from([*names, "labels", "text", "\ud800"]), values, min_size=1, max_size=2
+        ).map(lambda v: json.dumps(v).encode()),
         damaged([written.encode()]),
     )
 

@@ -46,7 +46,10 @@ def expected(finished, texts):
     with torch.no_grad():
         one = [
             torch.stack(
-                [torch.sigmoid(m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False))) for m in models]
+                [
+                    torch.sigmoid(m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False)))
+                    for m in models
+                ]
             ).mean(0)
             for t in texts
         ]
@@ -79,7 +82,9 @@ def test_submission_probabilities_and_scores(finished, test_csv, capsys):
     found = np.array([r[1:] for r in s[1:]], dtype=int)
     assert np.array_equal(found, metrics.detect(values, th))
     out = capsys.readouterr().out
-    assert f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out and "s.csv (40 rows)" in out
+    assert (
+        f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out and "s.csv (40 rows)" in out
+    )
     assert all(f"Predicting fold {k} ..." in out for k in range(3)) and "id,anger,fear" in out
 
 
@@ -107,6 +112,26 @@ def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
     assert [r[0] for r in p[1:]] == read_csv(test_csv, None, LABELS).ids
     want = expected(finished, read_csv(test_csv, None, LABELS).texts)
     assert np.allclose(np.array([r[1:] for r in p[1:]], dtype=np.float32), want, atol=1e-5)
+
+
+def test_calibrated_probabilities(finished, test_csv):
+    """Verdicts stay; each label's probabilities move by its own slope and shift, and keep their order."""
+    argv = ["--run", str(finished), "--input", str(test_csv), "--precision", "fp32", "--probabilities"]
+    assert predict.main([*argv, "raw.csv", "--output", "a.csv"]) == 0
+    assert predict.main([*argv, "mended.csv", "--output", "b.csv", "--calibrate"]) == 0
+    assert read("a.csv") == read("b.csv")
+    raw, mended = (
+        np.array([r[1:] for r in read(name)[1:]], dtype=float) for name in ("raw.csv", "mended.csv")
+    )
+    table = json.loads((finished / "metrics.json").read_text())["per_label"]
+    for j, name in enumerate(LABELS):
+        a, b = table[name]["platt"]
+        assert a > 0 and np.allclose(
+            mended[:, j], 1 / (1 + np.exp(-(a * metrics.logit(raw[:, j]) + b))), atol=1e-5
+        )
+    assert not np.allclose(raw, mended, atol=1e-3)
+    text = predict.predict_emotions(["i am so happy"], str(finished), calibrate=True, precision="fp32")[0]
+    assert text["emotions"] == ["joy"] and list(text["probabilities"]) == LABELS
 
 
 def test_each_fold_tokenises_no_more(finished, test_csv, monkeypatch):
@@ -143,7 +168,8 @@ def test_text_and_predict_emotions(finished, capsys):
     out = capsys.readouterr().out
     p = expected(finished, texts)
     assert (
-        float(re.search(r"Text: i am so happy\n  anger +([\d.]+)\n", out)[1]) == pytest.approx(p[0, 0], abs=1e-4)
+        float(re.search(r"Text: i am so happy\n  anger +([\d.]+)\n", out)[1])
+        == pytest.approx(p[0, 0], abs=1e-4)
         and "Detected emotions: joy\n" in out
     )
     assert "Detected emotions: None" in out
@@ -161,7 +187,9 @@ def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsy
     assert predict.main([*base, "--thresholds", "th.npy"]) == 0  # found inside the run
     inside = read("submission.csv")
     shutil.copy(run / "th.npy", "th.npy")
-    assert predict.main([*base, "--thresholds", "th.npy"]) == 0 and read("submission.csv") == inside  # the same at both places
+    assert (
+        predict.main([*base, "--thresholds", "th.npy"]) == 0 and read("submission.csv") == inside
+    )  # the same at both places
     np.save("th.npy", np.full(5, 0.3, np.float32))
     assert predict.main([*base, "--thresholds", "th.npy"]) == 2 and "differ" in capsys.readouterr().err
     assert predict.main([*base, "--thresholds", "./missing.npy"]) == 2
@@ -176,7 +204,7 @@ def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsy
     (lambda run: (run / "config.json").unlink(), "config.json: missing"),
     (lambda run: (run / "th.npy").unlink(), "th.npy: missing"),
     (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "th.json: truncated"),
-    (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "DONE.json: damaged"),
+    (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "DONE.json: missing or damaged"),
     (lambda run: (run / "DONE.json").unlink(), "DONE.json is missing"),
 ])  # fmt: skip
 def test_spoilt_runs_are_refused(run, test_csv, spoil, words, capsys):
@@ -201,9 +229,16 @@ def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
 
     rows = [[r[0], "the dog", r[1], *r[2:]] for r in make_rows(30)]
     path = str(write_csv(tmp_path / "t.csv", rows, ["id", "text", "body", *LABELS]))
-    assert train.main([*flags, "--train", path, "--text-column", "body", "--folds", "2", "--out", str(tmp_path / "r")]) == 0
+    assert (
+        train.main(
+            [*flags, "--train", path, "--text-column", "body", "--folds", "2", "--out", str(tmp_path / "r")]
+        )
+        == 0
+    )
     argv = ["--run", str(tmp_path / "r"), "--input", path, "--probabilities"]
-    assert predict.main([*argv, "a.csv"]) == 0 and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
+    assert (
+        predict.main([*argv, "a.csv"]) == 0 and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
+    )
     assert len({tuple(r[1:]) for r in read("a.csv")}) > 20 and len({tuple(r[1:]) for r in read("b.csv")}) == 2
 
 
@@ -233,25 +268,28 @@ def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
     assert codes == [137, 137, 137, 0] and len(calls) == 7  # four chunks, three of them begun twice
     assert (Path("s.csv").read_text(), Path("p.csv").read_text()) == want
     out = capsys.readouterr().out
-    assert "goes on after row 30 of 40" in out and out.splitlines()[-8:] == want_out  # the scores, too, are of all rows
+    assert (
+        "goes on after row 30 of 40" in out and out.splitlines()[-8:] == want_out
+    )  # the scores, too, are of all rows
     assert not [n for n in os.listdir() if "part" in n]
 
 
-def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch):
+def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch, capsys):
     monkeypatch.setattr(predict, "CHUNK", 10)
     shutil.copy(test_csv, "in.csv")
     argv = ["--run", str(finished), "--input", "in.csv"]
     real, calls = predict.Ensemble.probabilities, []
-    monkeypatch.setattr(
-        predict.Ensemble, "probabilities", lambda self, *a: real(self, *a) if len(calls) == 2 or calls.append(1) else sys.exit(9)
-    )
+
+    def stop(self, texts, *a):
+        calls.append(1)
+        return real(self, texts, *a) if len(calls) != 3 else sys.exit(9)
+
+    monkeypatch.setattr(predict.Ensemble, "probabilities", stop)
     with pytest.raises(SystemExit):
-        calls.append(1) or monkeypatch.setattr(predict.Work, "append", lambda *a: sys.exit(9))
         predict.main(argv)
-    monkeypatch.undo()
-    os.chdir(os.path.dirname(os.path.abspath("in.csv")))
     write_csv("in.csv", make_rows(30, 9))
     assert predict.main(argv) == 0 and len(read("submission.csv")) == 31
+    assert "goes on" not in capsys.readouterr().out and len(calls) == 6
 
 
 def test_the_literal_commands(tmp_path):
@@ -265,7 +303,9 @@ def test_the_literal_commands(tmp_path):
     env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
 
     def call(*argv):
-        return subprocess.run([sys.executable, HERE / argv[0], *argv[1:]], capture_output=True, text=True, cwd=tmp_path, env=env)
+        return subprocess.run(
+            [sys.executable, HERE / argv[0], *argv[1:]], capture_output=True, text=True, cwd=tmp_path, env=env
+        )
 
     done = call("train.py", "--model", "bert-base-uncased", "--folds", "5")
     assert done.returncode == 0, done.stderr
@@ -275,17 +315,31 @@ def test_the_literal_commands(tmp_path):
         and "cross-fitted (quote this one)" in done.stdout
     )
     run = next((tmp_path / "runs").iterdir())
-    assert run.name.startswith("bert-base-uncased-") and json.loads((run / "env.json").read_text())["hub_revision"] == revision
+    assert (
+        run.name.startswith("bert-base-uncased-")
+        and json.loads((run / "env.json").read_text())["hub_revision"] == revision
+    )
     done = call("predict.py", "--thresholds", "th.npy")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_csv(HERE / "examples" / "test.csv", None, LABELS).ids
+    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_csv(
+        HERE / "examples" / "test.csv", None, LABELS
+    ).ids
 
 
 def test_the_whole_pipeline_on_the_bundled_encoder_without_a_network(tmp_path):
     """Sockets are refused (conftest.py): train, resume, predict with the real MiniLM."""
     import train
 
-    argv = ["--train", str(write_csv(tmp_path / "t.csv", make_rows(24))), "--folds", "2", "--epochs", "1", "--max-length", "16"]
+    argv = [
+        "--train",
+        str(write_csv(tmp_path / "t.csv", make_rows(24))),
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--max-length",
+        "16",
+    ]
     assert train.main(argv) == 0 and train.main(argv) == 0
     run = next((tmp_path / "runs").iterdir())
     assert (
@@ -301,4 +355,9 @@ def test_an_unknown_model_offline_is_one_line(capsys, monkeypatch, train_csv):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert train.main(["--train", str(train_csv), "--model", "no-such/model"]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "HF_HUB_OFFLINE" in err and "local folder" in err and not os.path.exists("runs")
+    assert (
+        err.count("\n") == 1
+        and "HF_HUB_OFFLINE" in err
+        and "local folder" in err
+        and not os.path.exists("runs")
+    )

@@ -23,7 +23,9 @@ def test_line_counts_are_true():
 
 
 def test_every_flag_the_readme_names_exists():
-    known = {config.flag(f) for kind in (config.Config, config.PredictConfig) for f in kind.__dataclass_fields__}
+    known = {
+        config.flag(f) for kind in (config.Config, config.PredictConfig) for f in kind.__dataclass_fields__
+    }
     known |= {"--config", "--index-url", "--help", "--max-restarts", "--quick"}
     assert {f for f in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} <= known
 

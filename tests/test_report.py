@@ -1,19 +1,24 @@
 """The pictures and what they are drawn from. python -m pytest tests/test_report.py"""
 
+import csv
 import io
 
 import numpy as np
 import pytest
+from conftest import make_rows, write_csv
 
 import metrics
 import report
+import train
 
 
 def test_reliability_and_calibration_error_by_hand():
     p = np.array([0.05, 0.05, 0.95, 0.95], np.float32)
-    mean, share, error = report.reliability(np.array([0, 1, 1, 1]), p)
-    assert mean == pytest.approx([0.05, 0.95]) and share.tolist() == [0.5, 1.0] and error == pytest.approx(0.25)
-    assert report.reliability(np.array([1, 1]), np.array([1.0, 1.0]))[2] == 0
+    mean, share, error = metrics.reliability(np.array([0, 1, 1, 1]), p)
+    assert (
+        mean == pytest.approx([0.05, 0.95]) and share.tolist() == [0.5, 1.0] and error == pytest.approx(0.25)
+    )
+    assert metrics.reliability(np.array([1, 1]), np.array([1.0, 1.0]))[2] == 0
 
 
 def test_co_occurrence_by_hand():
@@ -48,3 +53,66 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels):
         report.draw_report(f, *args)
         pictures.append(f.getvalue())
     assert pictures[0] == pictures[1] and pictures[0].startswith(b"\x89PNG") and len(pictures[0]) > 20_000
+
+
+def test_flipped_labels_come_first_in_errors_csv(flags, tmp_path):
+    """One label of five flipped in 5 % of the rows: at least five times as frequent in the file's first 5 %."""
+    rows = make_rows(240, seed=4)
+    flipped = {rows[i][0] for i in np.random.default_rng(0).choice(240, 12, replace=False)}
+    for r in rows:
+        if r[0] in flipped:
+            r[4] = str(1 - int(r[4]))  # joy
+    path = write_csv(tmp_path / "t.csv", rows)
+    more = [
+        "--train",
+        str(path),
+        "--folds",
+        "2",
+        "--epochs",
+        "8",
+        "--lr",
+        "1e-2",
+        "--batch-size",
+        "8",
+        "--dropout",
+        "0",
+    ]
+    assert train.main([*flags, *more, "--out", str(tmp_path / "run")]) == 0
+    cells = list(csv.DictReader((tmp_path / "run" / "errors.csv").read_text().splitlines()))
+    assert len(cells) == 240 * 5 and list(cells[0]) == [
+        "id",
+        "fold",
+        "label",
+        "given",
+        "probability",
+        "loss",
+        "text",
+    ]
+    loss = [float(c["loss"]) for c in cells]
+    assert loss == sorted(loss, reverse=True)
+    texts = {r[0]: r[1] for r in rows}
+    assert all(texts[c["id"]] == c["text"] for c in cells)
+    hit = [c["label"] == "joy" and c["id"] in flipped for c in cells]
+    assert sum(hit) == 12 and sum(hit[:60]) / 60 >= 5 * 12 / len(cells)
+
+
+def test_labels_that_follow_from_the_order_or_from_a_constant_text(flags, tmp_path, capsys):
+    rows = make_rows(90)
+    for i, r in enumerate(rows):
+        r[0], r[2] = str(10 * i), str(int(i >= 45))  # anger follows from both orders
+    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(90)]  # now from the ids alone
+    for i in range(12):
+        shuffled[i][1] = "no answer"
+    for name, part in (("row order", rows), ("id order", shuffled)):
+        path = write_csv(tmp_path / "t.csv", part)
+        assert (
+            train.main(
+                [*flags, "--train", str(path), "--out", str(tmp_path / name), "--restart", "--fold", "0"]
+            )
+            == 0
+        )
+        err = capsys.readouterr().err
+        assert f"label anger: follows from the {name}" in err and err.count("follows from") == 1
+        assert "12 rows have the text 'no answer'; their labels: anger " in err
+    assert report.id_order(["10", "9", "100"]).tolist() == [1, 0, 2]
+    assert report.id_order(["b", "a10", "a9"]).tolist() == [1, 2, 0]

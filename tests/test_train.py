@@ -17,12 +17,14 @@ from sklearn.metrics import f1_score
 import metrics
 import model as M
 import train
-from config import Config
+from config import Config, parse
 from data import read_csv
 
 
 def config(**kw) -> Config:
-    return dataclasses.replace(Config(), device="cpu", precision="fp32", lr=1e-3, epochs=1, pooling="mean", dropout=0.0, **kw)
+    return dataclasses.replace(
+        Config(), device="cpu", precision="fp32", lr=1e-3, epochs=1, pooling="mean", dropout=0.0, **kw
+    )
 
 
 @pytest.fixture
@@ -34,7 +36,11 @@ def tiny(bert):
 def random_batch(n, seed=0):
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 30, (n, 8), generator=g)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (n, 5), generator=g).float()}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.randint(0, 2, (n, 5), generator=g).float(),
+    }
 
 
 def part(batch, a, b):
@@ -55,7 +61,12 @@ def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
 
         micro = [part(batch, a, b) for a, b in zip(edges, edges[1:], strict=False)]
         out = train.train_step(
-            m, Spy(m.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), micro, config(max_grad_norm=1e9), None
+            m,
+            Spy(m.parameters(), 0.1),
+            torch.amp.GradScaler("cpu", enabled=False),
+            micro,
+            config(max_grad_norm=1e9),
+            None,
         )
         steps.append((out, grads))
     assert torch.allclose(steps[0][0], steps[1][0], atol=1e-6)
@@ -68,7 +79,9 @@ def test_gradient_is_unscaled_before_it_is_clipped(tiny):
 
     class Spy(torch.optim.SGD):
         def step(self, *a, **k):
-            seen.append(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm().item())
+            seen.append(
+                torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm().item()
+            )
 
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     optimizer = Spy(tiny.parameters(), 0.1)
@@ -80,7 +93,9 @@ def test_gradient_is_unscaled_before_it_is_clipped(tiny):
 def test_learning_rate_rises_then_falls_and_is_never_0(kind):
     f = [train.lr_factor(i, 100, 10, kind) for i in range(100)]
     assert all(a < b for a, b in zip(f[:10], f[1:11], strict=True)) and f[10] == 1 and min(f) > 0
-    assert f[99] == {"linear": pytest.approx(1 / 90), "cosine": pytest.approx(0, abs=1e-3), "constant": 1}[kind]
+    assert (
+        f[99] == {"linear": pytest.approx(1 / 90), "cosine": pytest.approx(0, abs=1e-3), "constant": 1}[kind]
+    )
     assert all(a >= b for a, b in zip(f[10:], f[11:], strict=False)) and train.lr_factor(0, 5, 0, kind) == 1
 
 
@@ -90,13 +105,17 @@ def test_losses_against_their_formulas():
     bce = -(y * p.log() + (1 - y) * (1 - p).log())
     assert torch.allclose(train.loss_per_row(z, y, config(), None), bce.mean(1), atol=1e-5)
     pt = torch.where(y == 1, p, 1 - p)
-    assert torch.allclose(train.loss_per_row(z, y, config(loss="focal"), None), (bce * (1 - pt) ** 2).mean(1), atol=1e-5)
+    assert torch.allclose(
+        train.loss_per_row(z, y, config(loss="focal"), None), (bce * (1 - pt) ** 2).mean(1), atol=1e-5
+    )
     w = torch.tensor([1.0, 2, 3, 4, 5])
     weighted = -(w * y * p.log() + (1 - y) * (1 - p).log())
     assert torch.allclose(train.loss_per_row(z, y, config(), w), weighted.mean(1), atol=1e-5)
     t = y * 0.8 + 0.1
     assert torch.allclose(
-        train.loss_per_row(z, y, config(label_smoothing=0.2), None), -(t * p.log() + (1 - t) * (1 - p).log()).mean(1), atol=1e-5
+        train.loss_per_row(z, y, config(label_smoothing=0.2), None),
+        -(t * p.log() + (1 - t) * (1 - p).log()).mean(1),
+        atol=1e-5,
     )
 
 
@@ -114,7 +133,9 @@ def test_no_decay_on_vectors(tiny):
 def test_better_epoch():
     row = {"macro_f1": 0.0, "val_loss": 0.5}
     assert train.better(row, None) and not train.better(row, row)
-    assert train.better({**row, "val_loss": 0.4}, row) and train.better({"macro_f1": 0.1, "val_loss": 9.0}, row)
+    assert train.better({**row, "val_loss": 0.4}, row) and train.better(
+        {"macro_f1": 0.1, "val_loss": 9.0}, row
+    )
 
 
 def test_run_folder(finished, train_csv):
@@ -128,7 +149,16 @@ def test_run_folder(finished, train_csv):
         "th.npy",
         "metrics.json",
     }
-    want = {"config.json", "model.safetensors", "tokenizer.json", "head.safetensors", "oof.npy", "log.jsonl", "DONE.json", "lock"}
+    want = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "head.safetensors",
+        "oof.npy",
+        "log.jsonl",
+        "DONE.json",
+        "lock",
+    }
     assert all(want <= {p.name for p in (finished / f"fold_{k}").iterdir()} for k in range(3))
     assert not list(finished.rglob("state.pt")) and not list(finished.rglob(".*tmp*"))
     assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE(
@@ -142,7 +172,9 @@ def test_run_folder(finished, train_csv):
     th, m = np.load(finished / "th.npy"), json.loads((finished / "metrics.json").read_text())
     assert th.dtype == np.float32 and th.shape == (5,)
     y = table.labels
-    assert m["macro_f1_at_half"] == pytest.approx(f1_score(y, p >= np.float32(0.5), average="macro", zero_division=0))
+    assert m["macro_f1_at_half"] == pytest.approx(
+        f1_score(y, p >= np.float32(0.5), average="macro", zero_division=0)
+    )
     assert m["macro_f1_tuned"] == pytest.approx(f1_score(y, p >= th, average="macro", zero_division=0))
     crossed = metrics.cross_fit(y, p, fold)
     assert m["macro_f1_cross_fitted"] == pytest.approx(f1_score(y, crossed, average="macro", zero_division=0))
@@ -158,13 +190,15 @@ def test_run_folder(finished, train_csv):
     assert {"train_rows_per_s", "seconds", "peak_rss_mb", "folds"} <= set(m) and len(m["folds"]) == 3
     log = [json.loads(x) for x in (finished / "log.jsonl").read_text().splitlines()]
     assert [(r["fold"], r["epoch"]) for r in log] == [(k, e) for k in range(3) for e in range(10)]
-    assert {"train_loss", "val_loss", "macro_f1", "lr", "rows_per_s"} <= set(log[0]) and log[9]["train_loss"] < log[0][
+    assert {"train_loss", "val_loss", "macro_f1", "lr", "rows_per_s"} <= set(log[0]) and log[9][
         "train_loss"
-    ]
+    ] < log[0]["train_loss"]
     for k in range(3):  # the stored probabilities are those of the best epoch
         best = max(log[10 * k : 10 * k + 10], key=lambda r: (r["macro_f1"], -r["val_loss"]))
         mine = fold == k
-        assert metrics.scores(y[mine], p[mine] >= np.float32(0.5))["macro_f1"] == pytest.approx(best["macro_f1"])
+        assert metrics.scores(y[mine], p[mine] >= np.float32(0.5))["macro_f1"] == pytest.approx(
+            best["macro_f1"]
+        )
     assert m["macro_f1_cross_fitted"] > 0.9  # the cue words are learned
 
 
@@ -208,7 +242,14 @@ def test_what_is_printed(flags, tmp_path, capsys):
         assert words in out, words
     line = r"fold 0 epoch +1/2 \| train loss [\d.]+ \| val loss [\d.]+ \| exact match [\d.]+ \| macro-F1 [\d.]+ \| lr [\d.e-]+ \| \d+ rows/s"
     assert re.search(line, out)
-    for words in ("Precision", "thresholds: anger 0.", "at 0.5", "optimistic", "cross-fitted (quote this one)", "95 % interval"):
+    for words in (
+        "Precision",
+        "thresholds: anger 0.",
+        "at 0.5",
+        "optimistic",
+        "cross-fitted (quote this one)",
+        "95 % interval",
+    ):
         assert words in out, words
 
 
@@ -232,10 +273,15 @@ def test_every_option_trains(flags, tmp_path, extra, bert):
         assert train.main([*flags, "--folds", "2", *extra, "--fold", "0", "--out", str(tmp_path / "a")]) == 0
     log = [json.loads(x) for x in (tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()]
     assert log[1]["train_loss"] < log[0]["train_loss"] and math.isfinite(log[1]["val_loss"])
-    old, new = M.load_encoder(str(bert)).state_dict(), M.load_encoder(str(tmp_path / "a" / "fold_0")).state_dict()
+    old, new = (
+        M.load_encoder(str(bert)).state_dict(),
+        M.load_encoder(str(tmp_path / "a" / "fold_0")).state_dict(),
+    )
     frozen = [n for n in old if "embeddings" in n or "layer.0." in n]
     assert all(torch.equal(old[n], new[n]) for n in frozen) == ("--freeze" in extra)
-    assert not torch.equal(old["encoder.layer.1.output.dense.weight"], new["encoder.layer.1.output.dense.weight"])
+    assert not torch.equal(
+        old["encoder.layer.1.output.dense.weight"], new["encoder.layer.1.output.dense.weight"]
+    )
 
 
 def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_path, monkeypatch):
@@ -244,9 +290,17 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
         r[3] = "0"  # fear never
     seen = []
     real = train.train_step
-    monkeypatch.setattr(train, "train_step", lambda *a: seen.append(a[-1]) or real(*a))
+    monkeypatch.setattr(train, "train_step", lambda *a: seen.append(a[5]) or real(*a))
     i = flags.index("--train")
-    argv = [*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--pos-weight", "--fold", "0"]
+    argv = [
+        *flags[:i],
+        *flags[i + 2 :],
+        "--train",
+        str(write_csv(tmp_path / "t.csv", rows)),
+        "--pos-weight",
+        "--fold",
+        "0",
+    ]
     assert train.main([*argv, "--out", str(tmp_path / "a")]) == 0
     assert seen[0][1] == 1 and seen[0].isfinite().all() and seen[0][0] > 1
 
@@ -260,9 +314,15 @@ def test_patience_stops_early(flags, tmp_path, monkeypatch):
         return {**row, "macro_f1": next(scores)}, p
 
     monkeypatch.setattr(train, "judge", judge)
-    assert train.main([*flags, "--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(tmp_path / "a")]) == 0
+    assert (
+        train.main([*flags, "--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(tmp_path / "a")])
+        == 0
+    )
     done = json.loads((tmp_path / "a" / "fold_0" / "DONE.json").read_text())
-    assert done["best"]["epoch"] == 0 and len((tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
+    assert (
+        done["best"]["epoch"] == 0
+        and len((tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
+    )
 
 
 def test_the_mean_of_the_weights_is_what_is_judged_and_kept(flags, tmp_path, monkeypatch):
@@ -294,12 +354,42 @@ def test_the_mean_of_the_weights_is_what_is_judged_and_kept(flags, tmp_path, mon
         monkeypatch.undo()
 
 
+def test_the_last_epoch_can_be_kept(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "better", lambda row, best: best is None)
+    for keep, epoch in (("best", 0), ("last", 1)):
+        out = tmp_path / keep
+        assert train.main([*flags, "--fold", "0", "--keep", keep, "--out", str(out)]) == 0
+        assert json.loads((out / "fold_0" / "DONE.json").read_text())["best"]["epoch"] == epoch
+
+
+def test_rate_and_epochs_follow_the_encoder_and_the_rows(bert, tmp_path):
+    """Left out: 3 epochs at 3e-4 for a small encoder and few rows, at 1.5e-4 from 1,000 rows on; 4 at 5e-5 for a large one."""
+
+    def chosen(rows: int, small: int) -> tuple:
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(train, "SMALL", small)
+            path = write_csv(tmp_path / "t.csv", make_rows(rows))
+            c = train.prepare(parse(Config, ["--model", str(bert), "--train", str(path)]), None, None).config
+            return c.epochs, c.lr
+
+    assert (
+        chosen(60, 10**6) == (3, 3e-4) and chosen(1000, 10**6) == (3, 1.5e-4) and chosen(60, 10) == (4, 5e-5)
+    )
+
+
 def test_duplicates_never_straddle_folds(flags, tmp_path):
     rows = make_rows(60) + [[f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))]
     i = flags.index("--train")
     assert (
         train.main(
-            [*flags[:i], *flags[i + 2 :], "--train", str(write_csv(tmp_path / "t.csv", rows)), "--out", str(tmp_path / "a")]
+            [
+                *flags[:i],
+                *flags[i + 2 :],
+                "--train",
+                str(write_csv(tmp_path / "t.csv", rows)),
+                "--out",
+                str(tmp_path / "a"),
+            ]
         )
         == 0
     )
@@ -312,7 +402,9 @@ def test_default_run_folder_is_found_again(flags, tmp_path, monkeypatch, capsys)
     assert train.main(flags) == 0
     first = sorted(p.name for p in (tmp_path / "runs").iterdir())
     assert train.main(flags) == 0 and "finished before" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == first and first[0].startswith("tiny-bert-")
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == first and first[0].startswith(
+        "tiny-bert-"
+    )
     assert train.main([*flags, "--seed", "1"]) == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
     again = ["--config", str(tmp_path / "runs" / first[0] / "config.json"), "--out", str(tmp_path / "b")]

@@ -1,0 +1,164 @@
+"""torchrun: two processes take the steps of one. python -m pytest tests/test_ranks.py
+
+Real torchrun, gloo, CPU. Compared with one process: the weights after 24 steps (fp32, no dropout) to 1e-5, and the
+rows of oof.csv. Compared with an undisturbed run of two: the bytes after a worker was killed, or a signal came.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_rows, outputs, write_csv
+from safetensors.torch import load_file
+
+import fast
+import train
+from config import HERE
+
+# Rank 1 dies by SIGKILL before a step, or says when that step is reached: once, as the file tells.
+WORKER = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(HERE)!r})
+import torch
+import train
+what, number, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+real, calls = train.train_step, [0]
+def step(*args):
+    calls[0] += 1
+    if calls[0] == number and os.environ["RANK"] == "1" and not marker.exists():
+        marker.touch()
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    if what == "signal" and calls[0] > number:
+        import time
+        time.sleep(0.2)
+    return real(*args)
+train.train_step = step
+sys.exit(train.main(sys.argv[4:]))
+"""
+
+
+def torchrun(*argv, restarts: int = 0) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        str(restarts),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, bert):
+    """A training file, an encoder without dropout, a worker script and a finished run of two ranks."""
+    d = tmp_path_factory.mktemp("ranks")
+    write_csv(d / "train.csv", make_rows(57))
+    (d / "bert").mkdir()
+    for path in Path(bert).iterdir():
+        (d / "bert" / path.name).write_bytes(path.read_bytes())
+    config = json.loads((d / "bert/config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (d / "bert/config.json").write_text(json.dumps(config))
+    (d / "worker.py").write_text(WORKER)
+    p = torchrun(HERE / "train.py", *argv(d), "--out", d / "two")
+    out = p.communicate(timeout=300)[0]
+    assert p.returncode == 0, out
+    (d / "two.log").write_text(out)
+    return d
+
+
+def argv(d: Path) -> list[str]:
+    """2 folds of 29 and 28 rows, 6 epochs, 4 steps of 9, 9, 9 and 1 or 2 rows: shares of 5 and 4, and of 1 and none."""
+    flags = "--folds 2 --epochs 6 --batch-size 9 --lr 5e-3 --precision fp32 --dropout 0 --device cpu".split()  # noqa: SIM905
+    return ["--model", str(d / "bert"), "--train", str(d / "train.csv"), *flags]
+
+
+def test_two_ranks_take_the_steps_of_one_process(place):
+    assert train.main([*argv(place), "--out", str(place / "one")]) == 0
+    for k in range(2):
+        one, two = (load_file(place / name / f"fold_{k}/model.safetensors") for name in ("one", "two"))
+        start = load_file(place / "bert/model.safetensors")
+        for name in one:
+            if "key.bias" not in name:  # its gradient is rounding alone
+                assert (one[name] - two[name]).abs().max() <= 1e-5, name
+        moved = max((one[n] - start[n]).abs().max() for n in one)
+        assert moved > 0.01  # the control: training did change them
+    rows = [
+        [line.split(",") for line in (place / name / "oof.csv").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [r[:2] for r in rows[0]] == [r[:2] for r in rows[1]] and len(rows[0]) == 58
+    p = [np.array([r[2:] for r in part[1:]], dtype=float) for part in rows]
+    assert np.abs(p[0] - p[1]).max() < 1e-4
+    text = (place / "two.log").read_text()
+    assert (
+        text.count("epoch  1/6") == 2 and text.count("cross-fitted (quote this one)") == 1
+    )  # one rank prints
+    assert json.loads((place / "two/env.json").read_text())["same"]["world_size"] == 2
+
+
+def test_a_killed_worker(place):
+    """In the third epoch of fold 0: torchrun starts both again, and they go on from the second epoch's state."""
+    p = torchrun(
+        place / "worker.py", "kill", 10, place / "killed", *argv(place), "--out", place / "again", restarts=1
+    )
+    out = p.communicate(timeout=300)[0]
+    assert p.returncode == 0 and (place / "killed").exists(), out
+    assert "fold 0: goes on at epoch 3, step 0 of" in out
+    assert outputs(place / "again") == outputs(place / "two")
+
+
+def test_a_signal_to_torchrun(place):
+    p = torchrun(
+        place / "worker.py", "signal", 6, place / "reached", *argv(place), "--out", place / "stopped"
+    )
+    for _ in range(3000):
+        if (place / "reached").exists() or p.poll() is not None:
+            break
+        time.sleep(0.02)
+    p.send_signal(signal.SIGTERM)
+    out = p.communicate(timeout=120)[0]
+    assert p.returncode != 0 and out.count("stopped: by SIGTERM - the same command goes on from here") == 1, (
+        out
+    )
+    state = train.load_state(place / "stopped/fold_0/state.pt")
+    assert state["at"]["epoch"] == 1 and state["at"]["step"] >= 2
+
+
+def test_an_error_is_said_once(place):
+    p = torchrun(HERE / "train.py", *argv(place), "--out", place / "two", "--lr", "1e-3")
+    out = p.communicate(timeout=120)[0]
+    assert p.returncode != 0 and out.count("error: ") == 1 and "settings.lr: 0.005 -> 0.001" in out, out
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
+    """Every row once; the ranks' weights make their mean the mean of all; sorted rows give near-equal tokens."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 16, 64):
+        lengths = np.sort(rng.integers(3, 128, n))
+        seen, tokens, weight = [], [], 0.0
+        for rank in range(ranks):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", str(ranks))
+            rows, share = fast.Ranks().share(np.arange(n))
+            assert len(rows)
+            if share:
+                assert share == pytest.approx(len(rows) * ranks / n)
+                seen += rows.tolist()
+                tokens.append(lengths[rows].sum())
+            weight += share / ranks
+        assert sorted(seen) == list(range(n)) and weight == pytest.approx(1)
+        assert n < 2 * ranks or max(tokens) - min(tokens) <= 128  # less than one long row
