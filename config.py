@@ -200,7 +200,7 @@ def exit_codes(main):
         except UserError as e:
             if "--debug" in (sys.argv[1:] if argv is None else argv):
                 raise
-            if LEADS:
+            if LEADS or e.code == 1:  # what goes wrong in a run may do so on one rank alone
                 print(f"{e.label}: {e}", file=sys.stderr, flush=True)
             return e.code
 

@@ -81,10 +81,10 @@ def json_sha256(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def describe(folder: Path) -> dict:
-    """What DONE.json says of the files that lie in `folder`, for `damage` to compare."""
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    return {p.name: {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+def describe(folder: Path, names: list[str] | None = None) -> dict:
+    """What DONE.json says of these files of `folder` (or of all), for `damage` to compare."""
+    paths = [folder / name for name in names or sorted(os.listdir(folder))]
+    return {p.name: {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in paths}
 
 
 def damage(folder: Path, key: str) -> str | None:

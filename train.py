@@ -47,8 +47,8 @@ from run import Run, damage, describe, file_sha256, json_sha256, locked, read_js
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate (what was tried: README)
 STATE_EVERY = 600.0  # seconds between states within an epoch
 CODE = ("data.py", "metrics.py", "model.py", "fast.py", "train.py")  # what decides what a run computes
-TOTALS = ("config.json", "env.json", "texts.npy", "oof.csv", "th.npy", "th.json", "log.jsonl", "metrics.json")
-PICTURES = ("report.png", "errors.csv")
+TOTALS = ["config.json", "env.json", "texts.npy", "oof.csv", "errors.csv", "th.npy", "th.json", "log.jsonl"]
+TOTALS += ["report.png", "metrics.json"]  # DONE.json of the run names these
 
 
 @dataclass(frozen=True)
@@ -397,7 +397,8 @@ def train_fold(job: Job, run: Run, k: int) -> None:
         fold.save()
         raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        job.signals.check()  # under torchrun: another rank has left
+        if job.signals.got:  # under torchrun the others have left
+            raise Interrupted(job.signals.got) from e
         if isinstance(e, RuntimeError) and "memory" not in str(e).lower():
             raise
         mend = "a smaller --batch-size with a larger --accumulate gives the same steps"
@@ -564,8 +565,8 @@ def write_totals(job: Job, run: Run) -> None:
         write_log(run.path, log)
         write_json(run.path / "th.json", {"labels": names, "run": run.key})
         write_json(run.path / "metrics.json", values)
-        files = {name: about for name, about in describe(run.path).items() if name in TOTALS + PICTURES}
-        write_json(run.path / "DONE.json", {"run": run.key, "files": files}, seal=True)
+        done = {"run": run.key, "files": describe(run.path, TOTALS)}
+        write_json(run.path / "DONE.json", done, seal=True)
     print(report.closing_table(values))
     default = Path(config.train).parent.name == "examples" and config.model == BUNDLED
     more = "" if default else " --input new.csv"

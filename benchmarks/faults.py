@@ -83,7 +83,11 @@ class Table:
 
     def add(self, fault: str, survived: list[bool]) -> None:
         self.rows.append((fault, len(survived), sum(survived)))
-        print(f"{fault}: {sum(survived)} of {len(survived)} ({time.monotonic() - BEGAN:.0f} s)", file=sys.stderr, flush=True)
+        print(
+            f"{fault}: {sum(survived)} of {len(survived)} ({time.monotonic() - BEGAN:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def say(self) -> int:
         print("| fault | injected | survived |\n|---|---:|---:|")
@@ -153,7 +157,10 @@ def kills_while_saving(table: Table, number: int, rng: random.Random) -> None:
                 except Exception:  # whatever a torn file makes torch raise
                     broken += 1
             shutil.rmtree(path.parent)
-    table.add(f"SIGKILL in a loop of saves (control: writing in place tore {broken} of {number})", whole if broken else [])
+    table.add(
+        f"SIGKILL in a loop of saves (control: writing in place tore {broken} of {number})",
+        whole if broken else [],
+    )
 
 
 def signals(table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random) -> None:
@@ -224,7 +231,12 @@ def failing_writes(table: Table, name: str, stride: int, wanted: dict, epochs: i
         def failing(*args, **kwargs):
             nonlocal calls
             mode = args[1] if len(args) > 1 else kwargs.get("mode", "r")
-            if name != "open" or isinstance(args[0], (str, Path)) and out in Path(args[0]).parents and set(mode) & set("wax+"):
+            if (
+                name != "open"
+                or isinstance(args[0], (str, Path))
+                and out in Path(args[0]).parents
+                and set(mode) & set("wax+")
+            ):
                 calls += 1
                 if calls == number:
                     raise OSError(28, "No space left on device")
@@ -247,7 +259,11 @@ def failing_writes(table: Table, name: str, stride: int, wanted: dict, epochs: i
         shutil.rmtree(out, ignore_errors=True)
         number += stride
     shutil.rmtree(out)
-    table.add(f"the k-th {name} fails with 'No space left on device'" + (f" (every {stride}th)" if stride > 1 else ""), survived)
+    table.add(
+        f"the k-th {name} fails with 'No space left on device'"
+        + (f" (every {stride}th)" if stride > 1 else ""),
+        survived,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -354,7 +354,7 @@ PREDICT_ODD = [
     ("blank texts", NEW + "3,\n4,  \n5,\u200b\n", [], ["2 of 5 texts are blank"], ["1", "2", "3", "4", "5"]),
     ("emoji", NEW + "3,😀😀😀\n", [], [], ["1", "2", "3"]),
     ("100,000 characters", NEW + f"3,{LONG_TEXT}\n4,{'a' * 100_000}\n", [], [], ["1", "2", "3", "4"]),
-    ("combining marks", NEW + "3,a" + "\u0301\u0323" * 1000 + "\n", [], [], ["1", "2", "3"]),
+    ("combining marks", NEW + "3,a" + "\u0301\u0323" * 50_000 + "\n", [], [], ["1", "2", "3"]),
     ("no id column", "text\na\n\nb\n\n", [], ["no id column - row numbers from 0 are used", "2 blank line(s) skipped"], ["0", "1"]),
     ("ids doubled", NEW + "2,x\n", [], [], ["1", "2", "2"]),
     ("ids to quote", 'id,text\n"a,b",x\n"q""q",y\n"l\nl",z\n"c\rc",w\n"b\r\nb",v\n007,u\n"",t\n', [], [], ["a,b", 'q"q', "l\nl", "c\rc", "b\r\nb", "007", ""]),

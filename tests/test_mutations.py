@@ -142,7 +142,7 @@ def test_training_files(place):
     rows = [[*r[:2], r[4], r[2]] for r in make_rows(12)]
     argv = ["--model", place.bert, "--train", "t.csv", "--labels", "joy", "anger", "--folds", "2"]
 
-    @explore(150, raw=damaged(sheets("id,text,joy,anger", rows)))
+    @explore(110, raw=damaged(sheets("id,text,joy,anger", rows)))
     def training_files(tried, raw):
         Path("t.csv").write_bytes(raw)
         place.jobs.clear()
@@ -163,7 +163,7 @@ def test_files_to_predict(place):
         *sheets("review,n", [r[::-1] for r in rows]),
     ]
 
-    @explore(150, raw=damaged(seeds))
+    @explore(110, raw=damaged(seeds))
     def files_to_predict(tried, raw):
         Path("n.csv").write_bytes(raw)
         if (
@@ -199,7 +199,7 @@ def test_threshold_files(place):
     np.save(f, np.linspace(0.1, 0.9, 5, dtype=np.float32))
     seeds = [f.getvalue(), (place.d / "run/th.npy").read_bytes()]
 
-    @explore(120, raw=damaged(seeds))
+    @explore(80, raw=damaged(seeds))
     def threshold_files(tried, raw):
         Path("t.npy").write_bytes(raw)
         Path("n.csv").write_text("id,text\n1,a\n")
@@ -246,7 +246,7 @@ def sound_files() -> None:
 
 
 def test_flags_of_training(place):
-    @explore(110, more=flags_of(config.Config))
+    @explore(80, more=flags_of(config.Config))
     def flags_of_training(tried, more):
         sound_files()
         argv = ["--model", place.bert, "--train", "t.csv", "--labels", "joy", "anger", "--folds", "2", *more]
@@ -254,7 +254,7 @@ def test_flags_of_training(place):
 
 
 def test_flags_of_prediction(place):
-    @explore(110, more=flags_of(config.PredictConfig))
+    @explore(80, more=flags_of(config.PredictConfig))
     def flags_of_prediction(tried, more):
         sound_files()
         kept = set(place.d.iterdir())

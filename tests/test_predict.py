@@ -134,6 +134,18 @@ def test_calibrated_probabilities(finished, test_csv):
     assert text["emotions"] == ["joy"] and list(text["probabilities"]) == LABELS
 
 
+def test_folds_that_do_not_fit_are_read_for_each_chunk(finished, test_csv, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 10)
+    read_folds, real = [], M.EmotionClassifier.load
+    monkeypatch.setattr(M.EmotionClassifier, "load", lambda *a: read_folds.append(a) or real(*a))
+    argv = ["--run", str(finished), "--input", str(test_csv), "--output"]
+    assert predict.main([*argv, "a.csv"]) == 0 and len(read_folds) == 3
+    assert predict.Ensemble(str(finished)).fits()
+    monkeypatch.setattr(predict.Ensemble, "fits", lambda self: False)
+    assert predict.main([*argv, "b.csv"]) == 0 and len(read_folds) == 3 + 4 * 3
+    assert read("a.csv") == read("b.csv")
+
+
 def test_each_fold_tokenises_no_more(finished, test_csv, monkeypatch):
     calls = []
     monkeypatch.setattr(predict, "tokenize", lambda *a: calls.append(a) or tokenize(*a))

@@ -10,6 +10,9 @@ README = (config.HERE / "README.md").read_text(encoding="utf-8")
 SIX = ("config.py", "data.py", "model.py", "metrics.py", "train.py", "predict.py")
 
 
+TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+
+
 def lines(name: str) -> int:
     return len((config.HERE / name).read_text(encoding="utf-8").splitlines())
 
@@ -26,7 +29,7 @@ def test_every_flag_the_readme_names_exists():
     known = {
         config.flag(f) for kind in (config.Config, config.PredictConfig) for f in kind.__dataclass_fields__
     }
-    known |= {"--config", "--index-url", "--help", "--max-restarts", "--quick"}
+    known |= {"--config", "--index-url", "--help", "--max-restarts", "--quick"} | TORCHRUN
     assert {f for f in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} <= known
 
 
