@@ -395,16 +395,6 @@ def test_sigkill(steps, processes, command, tmp_path, test_csv, wanted):
     assert_survived(command, out, test_csv, wanted)
 
 
-def test_two_processes_share_the_folds(processes, command, tmp_path, test_csv, wanted):
-    out, logs = tmp_path / "run", [tmp_path / "log0", tmp_path / "log1"]
-    pids = [processes.start([*command, "--out", str(out)], log) for log in logs]
-    assert [processes.wait(p) for p in pids] == [0, 0]
-    texts = [log.read_text() for log in logs]
-    assert [t.count("STEP") for t in texts] == [8, 8], texts
-    assert all("another process is at work" in t or "finished before" in t for t in texts)
-    assert_survived(command, out, test_csv, wanted)
-
-
 def test_three_processes_one_of_them_killed(processes, command, tmp_path, test_csv):
     argv = [*command, "--folds", "3"]
     assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0

@@ -17,6 +17,7 @@ import pytest
 from conftest import make_rows, outputs, write_csv
 from safetensors.torch import load_file
 
+import config
 import fast
 import train
 from config import HERE
@@ -68,9 +69,9 @@ def place(tmp_path_factory, bert):
     (d / "bert").mkdir()
     for path in Path(bert).iterdir():
         (d / "bert" / path.name).write_bytes(path.read_bytes())
-    config = json.loads((d / "bert/config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (d / "bert/config.json").write_text(json.dumps(config))
+    settings = json.loads((d / "bert/config.json").read_text())
+    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (d / "bert/config.json").write_text(json.dumps(settings))
     (d / "worker.py").write_text(WORKER)
     p = torchrun(HERE / "train.py", *argv(d), "--out", d / "two")
     out = p.communicate(timeout=300)[0]
@@ -137,11 +138,29 @@ def test_a_signal_to_torchrun(place):
     assert state["at"]["epoch"] == 1 and state["at"]["step"] >= 2
 
 
-def test_an_error_is_said_once(place):
-    p = torchrun(HERE / "train.py", *argv(place), "--out", place / "two", "--lr", "1e-3")
-    out = p.communicate(timeout=120)[0]
-    assert p.returncode != 0 and out.count("\nerror: ") + out.startswith("error: ") == 1, out
-    assert "settings.lr: 0.005 -> 0.001" in out and "[rank" not in out, out
+@pytest.mark.parametrize("rank, local, code, lines", [(0, 0, 2, 1), (1, 1, 2, 0), (1, 0, 2, 1), (1, 1, 1, 1)])
+def test_who_says_an_error(rank, local, code, lines, monkeypatch, capsys):
+    """Rank 0 and the first rank of another machine say what is wrong with the input; each rank what goes wrong in a run."""
+
+    def main(argv):
+        raise config.UserError("no such file", code)
+
+    monkeypatch.setattr(config, "LEADS", rank == 0)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert config.exit_codes(main)([]) == code
+    assert capsys.readouterr().err.count("error: no such file") == lines
+
+
+def test_a_rank_that_is_left_alone_says_so_in_one_line(monkeypatch, capsys):
+    def main(argv):
+        raise RuntimeError("Connection closed\nby peer")
+
+    with pytest.raises(RuntimeError):
+        config.exit_codes(main)([])
+    monkeypatch.setattr(config, "LEADS", False)
+    monkeypatch.setenv("RANK", "3")
+    assert config.exit_codes(main)([]) == 1
+    assert capsys.readouterr().err == "rank 3: Connection closed by peer\n"
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
