@@ -65,10 +65,14 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(request, monkeypatch):
-    """Drawing is most of a tiny run: only test_report.py and the runs in processes of their own draw for real."""
+def quick(request, monkeypatch):
+    """No drawing and no waiting for the disk, which are most of a tiny run.
+
+    test_report.py draws for real, and runs in processes of their own do both; only a power cut would miss the fsync.
+    """
     import report
 
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
     if request.path.name != "test_report.py":
         monkeypatch.setattr(report, "draw_report", lambda f, *args: Path(f).write_bytes(b"\x89PNG"))
 
