@@ -145,12 +145,10 @@ class Ranks:
         if self.size > 1:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            store, rank, size = next(
-                dist.rendezvous("env://")
-            )  # after a restart it may hold the dead ones' keys
+            store, *_ = next(dist.rendezvous("env://"))  # after a restart it may hold the dead ones' keys
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
             if self.rank:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return self

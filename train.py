@@ -341,9 +341,8 @@ def start_fold(job: Job, folder: Path, k: int) -> Fold:
     pos_weight = None
     if config.pos_weight:
         positives = labels[train].sum(0)
-        weight = np.where(positives > 0, (len(train) - positives) / np.maximum(positives, 1), 1.0).clip(
-            0.01, 100
-        )
+        odds = (len(train) - positives) / np.maximum(positives, 1)
+        weight = np.where(positives > 0, odds, 1.0).clip(0.01, 100)
         pos_weight = torch.tensor(weight, dtype=torch.float32, device=config.device)
     at = {"epoch": 0, "step": 0, "taken": 0, "best": None, "files": {}, "log": [], "seconds": 0.0}
     at["stats"] = torch.zeros(-(-len(train) // (config.batch_size * config.accumulate)), 2)

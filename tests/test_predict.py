@@ -56,24 +56,13 @@ def expected(finished, texts):
     return torch.cat(one).numpy()
 
 
+def both_files(run, input_csv) -> list[str]:
+    argv = ["--run", str(run), "--input", str(input_csv), "--precision", "fp32"]
+    return [*argv, "--output", "s.csv", "--probabilities", "p.csv"]
+
+
 def test_submission_probabilities_and_scores(finished, test_csv, capsys):
-    assert (
-        predict.main(
-            [
-                "--run",
-                str(finished),
-                "--input",
-                str(test_csv),
-                "--output",
-                "s.csv",
-                "--probabilities",
-                "p.csv",
-                "--precision",
-                "fp32",
-            ]
-        )
-        == 0
-    )
+    assert predict.main(both_files(finished, test_csv)) == 0
     table = read_csv(test_csv, None, LABELS)
     s, p = read("s.csv"), read("p.csv")
     assert s[0] == p[0] == ["id", *LABELS] and [r[0] for r in s[1:]] == [r[0] for r in p[1:]] == table.ids
@@ -91,23 +80,7 @@ def test_submission_probabilities_and_scores(finished, test_csv, capsys):
 @pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
 def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", chunk)
-    assert (
-        predict.main(
-            [
-                "--run",
-                str(finished),
-                "--input",
-                str(test_csv),
-                "--output",
-                "s.csv",
-                "--probabilities",
-                "p.csv",
-                "--precision",
-                "fp32",
-            ]
-        )
-        == 0
-    )
+    assert predict.main(both_files(finished, test_csv)) == 0
     p = read("p.csv")
     assert [r[0] for r in p[1:]] == read_csv(test_csv, None, LABELS).ids
     want = expected(finished, read_csv(test_csv, None, LABELS).texts)
