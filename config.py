@@ -231,9 +231,8 @@ class Interrupted(UserError):
     label = "stopped"
 
     def __init__(self, signum: int):
-        super().__init__(
-            f"by {signal.Signals(signum).name} - the same command goes on from here", 128 + signum
-        )
+        name = signal.Signals(signum).name
+        super().__init__(f"by {name} - the same command goes on from here", 128 + signum)
 
 
 class Signals:

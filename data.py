@@ -125,14 +125,8 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
         raise UserError(f"{path}:1: the header is empty")
     header = [h.strip("\ufeff \t") for h in header]
     text_at, id_at, label_at = _columns(path, header, text_column, labels, required, quiet)
-    ids, texts, marks, blank, bad, wrong = (
-        [],
-        [],
-        bytearray(),
-        0,
-        [],
-        0,
-    )  # bad: the first few of `wrong` cells
+    ids, texts, marks, blank = [], [], bytearray(), 0
+    bad, wrong = [], 0  # the first few cells that are not 0/1, and how many there are
 
     def table() -> Table:
         y = None if not label_at or WRONG in marks else np.array(marks, np.float32).reshape(-1, len(labels))

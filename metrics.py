@@ -18,16 +18,10 @@ def confusion(y: np.ndarray, pred: np.ndarray) -> np.ndarray:
     return np.stack([(y & pred).sum(0), (~y & pred).sum(0), (y & ~pred).sum(0), (~y & ~pred).sum(0)])
 
 
-def _ratio(a, b):
-    return np.divide(
-        a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=np.asarray(b) != 0
-    )
-
-
 def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From counts (>= 3, ...) in the order of `confusion`."""
     tp, fp, fn = np.asarray(counts[:3], dtype=np.float64)
-    return _ratio(tp, tp + fp), _ratio(tp, tp + fn), _ratio(2 * tp, 2 * tp + fp + fn)
+    return tuple(a / np.maximum(b, 1) for a, b in ((tp, tp + fp), (tp, tp + fn), (2 * tp, 2 * tp + fp + fn)))
 
 
 def scores_from_counts(counts: np.ndarray, exact: float) -> dict[str, float]:
@@ -81,9 +75,8 @@ def bootstrap_f1(y: np.ndarray, pred: np.ndarray, draws: int = 1000, seed: int =
     y, pred = np.asarray(y).astype(bool), np.asarray(pred).astype(bool)
     cells = np.concatenate([y & pred, ~y & pred, y & ~pred], axis=1).astype(np.float32)  # (N, 3 C)
     rng, n = np.random.default_rng(seed), len(y)
-    counts = np.stack(
-        [np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float32) @ cells for _ in range(draws)]
-    )
+    drawn = (np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws))
+    counts = np.stack([times.astype(np.float32) @ cells for times in drawn])
     return precision_recall_f1(counts.reshape(draws, 3, -1).swapaxes(0, 1))[2]
 
 
@@ -92,9 +85,7 @@ def interval(draws: np.ndarray) -> list[float]:
     return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
 
 
-def per_label(
-    y: np.ndarray, p: np.ndarray, pred: np.ndarray, th: np.ndarray, names: list[str]
-) -> dict[str, dict]:
+def per_label(y: np.ndarray, p: np.ndarray, pred: np.ndarray, th: np.ndarray, names: list[str]) -> dict:
     """Counts and scores of each label; average precision and ROC-AUC are None where a class is missing."""
     counts = confusion(y, pred)
     columns = zip(names, *precision_recall_f1(counts), *counts, strict=True)
@@ -143,12 +134,11 @@ def logit(p: np.ndarray) -> np.ndarray:
     return np.log(p) - np.log1p(-p)
 
 
-def summary(
-    y: np.ndarray, p: np.ndarray, fold: np.ndarray, names: list[str]
-) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
-    """Everything a run says of its out-of-fold rows: values for metrics.json, thresholds, verdicts, draws.
+def summary(y: np.ndarray, p: np.ndarray, fold: np.ndarray, names: list[str]) -> tuple:
+    """What a run says of its out-of-fold rows: values for metrics.json, thresholds, verdicts, draws.
 
-    The verdicts (N, C) are cross-fitted, and so are the per-label scores; thresholds (C,) come from all rows.
+    The verdicts (N, C) are cross-fitted, and so are the per-label scores; thresholds (C,) come from all rows;
+    draws (1000, C) are `bootstrap_f1`'s.
     """
     th, crossed = tune_thresholds(y, p), cross_fit(y, p, fold)
     draws, table = bootstrap_f1(y, crossed), per_label(y, p, crossed, th, names)
@@ -156,15 +146,10 @@ def summary(
         table[name] |= {"f1_ci95": interval(draws[:, j]), "ece": reliability(y[:, j], p[:, j])[2]}
         table[name]["platt"] = platt(y[:, j], p[:, j])
     values = {}
-    for how, pred in (
-        ("at_half", detect(p, np.float32(0.5))),
-        ("tuned", detect(p, th)),
-        ("cross_fitted", crossed),
-    ):
+    ways = {"at_half": detect(p, np.float32(0.5)), "tuned": detect(p, th), "cross_fitted": crossed}
+    for how, pred in ways.items():
         values |= {f"{name}_{how}": value for name, value in scores(y, pred).items()}
     per_fold = [scores(y[fold == k], crossed[fold == k])["macro_f1"] for k in np.unique(fold)]
-    values |= {
-        "macro_f1_cross_fitted_ci95": interval(draws.mean(1)),
-        "macro_f1_cross_fitted_fold_std": float(np.std(per_fold)),
-    }
+    values["macro_f1_cross_fitted_ci95"] = interval(draws.mean(1))
+    values["macro_f1_cross_fitted_fold_std"] = float(np.std(per_fold))
     return {**values, "per_label": table}, th, crossed, draws

@@ -161,9 +161,8 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     path = Path(config.out or Path("runs", name))
     if job.ranks.rank == 0:
         kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
-        restart = (
-            config.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        )  # once, not again
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts go on
+        restart = config.restart and first
         Run.open(path, kept, env, restart, (config.folds + 8) * size)
         with locked(path / "lock", wait=True), whole(path) as temporary:
             np.save(temporary / "texts.npy", np.unique(job.hashes), allow_pickle=False)

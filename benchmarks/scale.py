@@ -1,9 +1,11 @@
-"""Rows by the million, and several processes: python benchmarks/scale.py [predict] [train] [processes]
+"""Rows by the million, and several processes: python benchmarks/scale.py [predict] [train] [processes] [growth]
 
 predict: predict.py on 100,000 and on 1,000,000 rows (a tiny encoder): seconds, rows/s, resident memory.
 train: everything train.py does with 1,000,000 rows x 5 labels before a model is trained: seconds by stage, memory.
 processes: one fold, one epoch of the sample by one process with two threads and by torchrun with two ranks; three
-folds by one process and by three. Alternately, three times each. Prints Markdown tables.
+folds by one process and by three. Alternately, three times each.
+growth: microseconds a row for 1,000, 10,000 and 100,000 rows, in turns, medians of 5; memory by the number of folds.
+Prints Markdown tables.
 """
 
 import os
@@ -157,6 +159,73 @@ def processes() -> None:
         print(f"| {name} | {statistics.median(s):.1f} ({min(s):.1f} to {max(s):.1f}) |")
 
 
+def growth() -> None:
+    import torch
+
+    import data
+    import model
+    from config import BUNDLED, EMOTIONS
+
+    run, tokenizer = tiny_run(), model.inspect_encoder(BUNDLED).tokenizer
+    net, small = (
+        model.EmotionClassifier.load(run / "fold_0", 5, "mean"),
+        model.inspect_encoder(str(run / "fold_0")),
+    )
+    seconds: dict[str, dict[int, list[float]]] = {}
+    sizes = (1_000, 10_000, 100_000)
+    paths = {n: big(WORK / f"{n}.csv", n) for n in sizes}
+
+    def once(n: int) -> None:
+        start = time.perf_counter()
+
+        def lap(what: str) -> None:
+            nonlocal start
+            seconds.setdefault(what, {}).setdefault(n, []).append(time.perf_counter() - start)
+            start = time.perf_counter()
+
+        table = data.read_csv(paths[n], None, list(EMOTIONS))
+        lap("reading and checking the CSV")
+        data.assign_folds(table.labels, data.text_hashes(table.texts), 5, 42)
+        lap("folds, with the hashes of the texts")
+        tokens = data.tokenize(tokenizer, table.texts, 128)
+        lap("tokenising (MiniLM's tokenizer)")
+        rows, collate = data.EmotionDataset(tokens, table.labels), data.Collator(0)
+        for batch in data.length_batches(tokens.lengths, 16, [0]):
+            collate([rows[i] for i in batch])
+        lap("an epoch's batches of 16")
+        assert tokens.ids.nbytes == 4 * len(tokens.ids)
+        few = data.tokenize(small.tokenizer, table.texts, 128)
+        start = time.perf_counter()
+        model.predict_logits(net, few, data.Collator(0), "cpu", "fp32")
+        lap("prediction (2 layers of 32)")
+
+    for n in [*sizes, *sizes * 5]:  # the first time warms up
+        once(n)
+    print(f"{torch.get_num_threads()} threads; microseconds a row, median of 5 (lowest to highest)")
+    print(f"\n| | {' | '.join(f'{n:,} rows' for n in sizes)} |\n|---|---:|---:|---:|")
+    for what, found in seconds.items():
+        per_row = ([1e6 * t / n for t in found[n][1:]] for n in sizes)
+        cells = (f"{statistics.median(t):.0f} ({min(t):.0f} to {max(t):.0f})" for t in per_row)
+        print(f"| {what} | {' | '.join(cells)} |")
+    print("\n| MiniLM, 200 rows of the sample, one epoch | peak resident MB |\n|---|---:|")
+    rows = (HERE / "examples/train.csv").read_text().splitlines(keepends=True)[:201]
+    (WORK / "few.csv").write_text("".join(rows))
+    for folds in (2, 10):
+        argv = [
+            HERE / "train.py",
+            "--train",
+            WORK / "few.csv",
+            "--epochs",
+            1,
+            "--folds",
+            folds,
+            "--out",
+            WORK / f"folds-{folds}",
+        ]
+        print(f"| {folds} folds | {call(argv)[1]:,.0f} |", flush=True)
+
+
 if __name__ == "__main__":
-    for part in sys.argv[1:] or ("predict", "train", "processes"):
-        {"predict": predict, "train": train, "processes": processes}[part]()
+    parts = {"predict": predict, "train": train, "processes": processes, "growth": growth}
+    for part in sys.argv[1:] or parts:
+        parts[part]()

@@ -5,11 +5,13 @@ taken in turns, each in a process of its own, medians of the ratios. `trainer`: 
 AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). `notebook`: the loop this grew
 from (padding to 128, fp32, plain AdamW, two loader workers). Shares: floating-point operations on tokens that are no
 padding (6 a weight and token in training, 2 in prediction, and attention), over the best matrix product measured.
+--profile: instead of all this, where the time of our training steps and of prediction goes, by kind of work.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -129,6 +131,61 @@ def notebook(args) -> dict:
     return {"train": len(rows) / taken, "predict": len(new) / (time.perf_counter() - start)}
 
 
+KINDS = {  # the first pattern that is found in an operator's name
+    "matrix products": r"aten::(add|ba?dd?b|b)?mm|convolution",
+    "attention beside them": "softmax|masked_fill|scaled_dot|flash",
+    "dropout": "dropout|aten::ge$",
+    "GELU": "gelu",
+    "norms": "layer_norm|rms_norm",
+    "AdamW": "adam|Optimizer",
+    "clipping, running mean of the weights": "linalg_vector_norm|lerp|_foreach|stack",
+    "copies and casts": "copy_|::to$|contiguous|clone|cat$",
+    "token table": "embedding|index",
+}
+
+
+def profile(args) -> None:
+    """Shares of the time by kind of operator; what no operator accounts for is Python and numpy."""
+    job = prepared(args)
+    job = train.shrink_vocabulary(job, train.load_encoder(job.info.path))
+    rows, new = split(job, args.rows)
+    masks = train.fast.byte_dropout
+
+    def named(*inputs):
+        with torch.profiler.record_function("dropout"):  # also what numpy does in it
+            return masks(*inputs)
+
+    train.fast.byte_dropout = named
+    with tempfile.TemporaryDirectory() as d:
+        fold, config = train.start_fold(job, Path(d), 0), job.config
+        fold.train, fold.at["stats"] = rows, torch.zeros(-(-len(rows) // BATCH), 2)
+        tokens = train.subset(job.tokens, new)
+        parts = {
+            "training": lambda: train.train_epoch(fold),
+            "prediction": lambda: train.predict_logits(
+                fold.model, tokens, job.collator(), config.device, config.precision
+            ),
+        }
+        print(f"{config.device}, {config.precision}, {torch.get_num_threads()} threads, {len(rows)} rows")
+        for what, run in parts.items():
+            run()  # warm
+            fold.at["step"] = 0
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+                start = time.perf_counter()
+                run()
+                wall = time.perf_counter() - start
+            spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
+            for e in prof.key_averages():
+                kind = next(
+                    (k for k, pattern in KINDS.items() if re.search(pattern, e.key)), "other operators"
+                )
+                spent[kind] += e.self_cpu_time_total / 1e6
+            spent["Python, numpy, waiting"] = wall - sum(spent.values())
+            print(f"\n| {what} | share of {wall:.1f} s |\n|---|---:|")
+            for kind, seconds in sorted(spent.items(), key=lambda x: -x[1]):
+                print(f"| {kind} | {seconds / wall:.1%} |")
+
+
 def peak(device: str, precision: str) -> float:
     """Operations per second of the best of some matrix products."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
@@ -163,7 +220,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--one", choices=("ours", "trainer", "notebook"))
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    if args.profile:
+        return profile(args)
     if args.one:
         print("RESULT", json.dumps({"ours": ours, "trainer": trainer, "notebook": notebook}[args.one](args)))
         return
