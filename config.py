@@ -156,7 +156,7 @@ def _check(f: dataclasses.Field, value) -> None:
         wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text", "label"))
         if wrong or not value:
             what = ", ".join(wrong) or "none"
-            raise UserError(f"--labels: {what} - name each label once, and none id or fold")
+            raise UserError(f"--labels: {what} - name each label once, and none id, fold, text or label")
 
 
 def _read_config(path: str) -> dict:

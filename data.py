@@ -101,7 +101,6 @@ def _columns(path: str, head: list[str], text_column: str | None, labels: list[s
     lacks = f"no label column {', '.join(missing)}"
     if missing and required:
         mend = "name yours" if len(missing) == len(labels) else "add it, or name others"
-        found = f"the columns are {', '.join(head)[:300]}"
         raise UserError(f"{path}:1: {lacks}; {found} - {mend} with --labels")
     if len(labels) > len(missing) > 0 and not quiet:
         warn(f"{path}: {lacks} - no scores are printed")
@@ -306,14 +305,14 @@ class Collator:
         return batch
 
 
-def length_batches(lengths: np.ndarray, batch_size: int, seed: list[int], pool: int = 50) -> list[np.ndarray]:
+def length_batches(lengths: np.ndarray, batch_size: int, seed: list[int]) -> list[np.ndarray]:
     """Positions 0..N-1 in batches of similar length, all in random order drawn from `seed`.
 
-    The shuffled rows are sorted by length within pools of `pool` batches, so that epochs differ in batches.
+    The shuffled rows are sorted by length within pools of 50 batches, so that epochs differ in batches.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
-    order = order[np.lexsort((lengths[order], np.arange(len(order)) // (pool * batch_size)))]
+    order = order[np.lexsort((lengths[order], np.arange(len(order)) // (50 * batch_size)))]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 

@@ -1,7 +1,7 @@
-"""What makes training fast without changing what it computes; train.py works the same without it.
+"""What makes training fast without changing what is learned.
 
 `shrink_embedding`: train only the rows of the token table that occur (exact: the others get no gradient, and
-their decay is put back at saving). `fast_dropout`: masks of the same kind from a faster generator (CPU only).
+their decay is put back at saving). `fast_dropout`: masks of the same distribution, faster (CPU only).
 `Ranks`: the same steps by several processes that torchrun starts.
 """
 

@@ -164,7 +164,8 @@ def check_outputs(config: PredictConfig) -> list[Path]:
     read = [p for p in (config.input, config.thresholds) if p and os.path.exists(p)]
     for path in files:
         same = files.count(path) > 1 or os.path.exists(path) and any(os.path.samefile(path, p) for p in read)
-        odd = path.name == "oof.csv" or path in paths and not path.name.endswith((".csv", ".csv.gz"))
+        table = path.name in ("oof.csv", "errors.csv")
+        odd = table or path in paths and not path.name.endswith((".csv", ".csv.gz"))
         folder, special = path.parent, os.path.lexists(path) and not os.path.isfile(path)
         for wrong, where, words in (
             (same, path, "input, --thresholds, --output and --probabilities must be different files"),

@@ -31,27 +31,22 @@ def writing(path: Path, mend="make room or mend the path; the same command then 
 def commit(temporary: Path, path: Path) -> None:
     """Give a finished file its name: contents on disk, mode by the umask, renamed, the name on disk."""
     os.chmod(temporary, 0o666 & ~_umask)
-    for place in (temporary, path.parent):
-        if place is not temporary:
-            os.replace(temporary, path)
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    place = os.open(path.parent, os.O_RDONLY)
+    os.fsync(place)
+    os.close(place)
 
 
 @contextlib.contextmanager
 def whole(folder: Path):
     """A temporary folder; when the block ends well, each file in it moves whole into `folder`."""
-    with writing(folder):
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
-        try:
-            yield temporary
-            for name in sorted(os.listdir(temporary)):
-                commit(temporary / name, folder / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    new = {"prefix": ".tmp-", "dir": folder, "ignore_cleanup_errors": True}
+    with writing(folder), tempfile.TemporaryDirectory(**new) as temporary:
+        yield Path(temporary)
+        for name in sorted(os.listdir(temporary)):
+            commit(Path(temporary, name), folder / name)
 
 
 def write_json(path: Path, value: dict, seal: bool = False) -> None:
@@ -82,9 +77,20 @@ def json_sha256(value) -> str:
 
 
 def describe(folder: Path, names: list[str] | None = None) -> dict:
-    """What DONE.json says of these files of `folder` (or of all), for `damage` to compare."""
+    """Size and sha256 of these files of `folder` (or of all), for `differing` to compare."""
     paths = [folder / name for name in names or sorted(os.listdir(folder))]
     return {p.name: {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in paths}
+
+
+def differing(folder: Path, files: dict) -> str | None:
+    """The first of the files that is not as `describe` found it, and how; None when all are."""
+    for path, want in ((folder / name, want) for name, want in files.items()):
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != want["size"]:
+            return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
+        if file_sha256(path) != want["sha256"]:
+            return f"{path}: damaged (its sha256 differs)"
 
 
 def damage(folder: Path, key: str) -> str | None:
@@ -95,13 +101,7 @@ def damage(folder: Path, key: str) -> str | None:
         return str(e)
     if done["run"] != key:
         return f"{folder}: belongs to another run"
-    for path, want in ((folder / name, want) for name, want in done["files"].items()):
-        if not path.is_file():
-            return f"{path}: missing"
-        if path.stat().st_size != want["size"]:
-            return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
-        if file_sha256(path) != want["sha256"]:
-            return f"{path}: damaged (its sha256 differs)"
+    return differing(folder, done["files"])
 
 
 @contextlib.contextmanager

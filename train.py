@@ -44,10 +44,12 @@ from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text
 from data import read_npy, text_hashes, tokenize
 from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of
 from model import length_multiple, load_encoder, predict_logits, resolve_device, sigmoid
-from run import Run, damage, describe, file_sha256, json_sha256, locked, read_json, whole, write_json
+from run import Run, damage, describe, differing, file_sha256, json_sha256
+from run import locked, read_json, whole, write_json
 
 SMALL = 50_000_000  # encoders with fewer parameters want a higher rate (what was tried: README)
 STATE_EVERY = 600.0  # seconds between states within an epoch
+REPEATS = ("cpu",)  # devices on which an epoch done again ends with the same bytes
 CODE = ("data.py", "metrics.py", "model.py", "fast.py", "train.py")  # what decides what a run computes
 TOTALS = ["config.json", "env.json", "texts.npy", "oof.csv", "errors.csv", "th.npy", "th.json", "log.jsonl"]
 TOTALS += ["report.png", "metrics.json"]  # DONE.json of the run names these
@@ -356,6 +358,8 @@ def start_fold(job: Job, folder: Path, k: int) -> Fold:
         if scaler.is_enabled():
             scaler.load_state_dict(saved["scaler"])
         at = saved["at"]
+        if config.device not in REPEATS and differing(folder, at["files"]):
+            at["best"] = None  # a later epoch had taken its place, and was lost with its state
         print(f"fold {k}: goes on at epoch {at['epoch'] + 1}, step {at['step']} of {len(at['stats'])}")
     at["stats"] = at["stats"].to(config.device)
     net = job.ranks.parallel(model)
@@ -400,15 +404,15 @@ def train_fold(job: Job, run: Run, k: int) -> None:
             raise Interrupted(job.signals.got) from e
         if not re.search("out of memory|allocate memory|^$", str(e)):
             raise
-        mend = "a smaller --batch-size with a larger --accumulate gives the same steps"
-        what = f"fold {k}: out of memory at --batch-size {config.batch_size}"
-        raise UserError(f"{what} - {mend}; what was saved stays in {run.path}", 1) from e
+        mend = "free some, and the same command goes on; or begin another run with a smaller --batch-size"
+        what = f"fold {k}: out of memory at --batch-size {config.batch_size}; {run.path} keeps what was saved"
+        raise UserError(f"{what} - {mend} and a larger --accumulate, whose steps are the same", 1) from e
     finally:
         job.signals.hold = False
     if ranks.rank == 0:
         unit = 2**20 if sys.platform == "darwin" else 2**10
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        rate = float(np.mean([r["rows_per_s"] for r in at["log"]]))
+        rate = float(np.mean([r["rows_per_s"] for r in at["log"] if r["rows_per_s"]] or 0))
         done = {"run": run.key, "fold": k, "best": at["best"], "rows_per_s": rate, "seconds": at["seconds"]}
         files = {**at["files"], **write_log(fold.folder, at["log"])}  # as written: a flip since is noticed
         write_json(fold.folder / "DONE.json", {**done, "peak_rss_mb": peak, "files": files}, seal=True)

@@ -225,6 +225,7 @@ PREDICT_ERRORS = [
     ("output is the probabilities", NEW, ["--probabilities", "{d}/submission.csv"], ["must be different files"]),
     ("output is the thresholds", [NEW, copy("run/th.npy", "my.npy")], ["--thresholds", "{d}/my.npy", "--output", "{d}/my.npy"], ["must be different files"]),
     ("output is a file of the run", NEW, ["--output", "{d}/run/oof.csv"], ["oof.csv"]),
+    ("output is a table of the run", NEW, ["--output", "{d}/run/errors.csv"], ["errors.csv"]),
     ("probabilities are a file of the run", NEW, ["--probabilities", "{d}/run/fold_1/head.safetensors"], ["head.safetensors"]),
     ("the growing output is the input", copy("run/oof.csv", "sub.csv.part"), ["--input", "{d}/sub.csv.part", "--output", "{d}/sub.csv", "--text-column", "id"], ["must be different files"]),
     ("the note is the probabilities", NEW, ["--probabilities", "{d}/submission.csv.part.json"], ["must be different files"]),

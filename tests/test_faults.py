@@ -208,6 +208,18 @@ def stopped(command: list[str], out: Path, monkeypatch, step: int = 6) -> Path:
     return state
 
 
+def test_a_kept_epoch_whose_state_was_lost(command, tmp_path, monkeypatch):
+    """Where an epoch done again gives other bytes: files of an epoch that the state does not know are not described as its."""
+    state = stopped(command, tmp_path / "run", monkeypatch)
+    monkeypatch.setattr(train, "REPEATS", ())
+    monkeypatch.setattr(train, "better", lambda row, best: best is None)  # the epoch done again is no better
+    kept = state.with_name("oof.npy")
+    kept.write_bytes(kept.read_bytes()[::-1])  # as if a later epoch had been kept before the kill
+    assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
+    run = Run(tmp_path / "run")
+    assert [damage(run.fold(k), run.key) for k in (0, 1)] == [None, None]
+
+
 def forget_moments(state):
     for moments in state["optimizer"]["state"].values():
         moments["exp_avg"].zero_()
