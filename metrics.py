@@ -55,10 +55,21 @@ def f1_by_threshold(y: np.ndarray, p: np.ndarray, grid: np.ndarray = GRID) -> np
     return out
 
 
-def tune_thresholds(y: np.ndarray, p: np.ndarray, grid: np.ndarray = GRID) -> np.ndarray:
-    """float32 (C,): each label's threshold with the best F1 (the lowest of equals); 0.5 without positives."""
-    best = np.asarray(grid, dtype=np.float32)[f1_by_threshold(y, p, grid).argmax(1)]
-    return np.where(np.asarray(y).any(0), best, np.float32(0.5))
+def tune_thresholds(y: np.ndarray, p: np.ndarray, grid: np.ndarray = GRID, near: float = 0.01) -> np.ndarray:
+    """float32 (C,): each label's threshold by F1; 0.5 without positives.
+
+    The middle of those around the best whose F1 is within `near` of its: the best itself is noise where there
+    are few positives. A label whose best is the lowest of the grid has nine more below it.
+    """
+    grid, th = np.asarray(grid, dtype=np.float32), []
+    longer = np.union1d(np.linspace(grid[0] / 10, grid[0], 10, dtype=np.float32), grid)
+    for f1, more in zip(f1_by_threshold(y, p, grid), f1_by_threshold(y, p, longer), strict=True):
+        f1, at = (f1, grid) if f1.argmax() else (more, longer)
+        best, worse = f1.argmax(), np.flatnonzero(f1 < f1.max() - near)
+        low = worse[worse < best].max(initial=-1) + 1
+        high = worse[worse > best].min(initial=len(at)) - 1
+        th.append((at[low] + at[high]) / 2)
+    return np.where(np.asarray(y).any(0), np.float32(th), np.float32(0.5))
 
 
 def cross_fit(y: np.ndarray, p: np.ndarray, fold: np.ndarray, tune=tune_thresholds) -> np.ndarray:

@@ -100,7 +100,7 @@ def closing_table(values: dict) -> str:
     """`metrics.summary` as text: per label, thresholds by name, and the three ways to score side by side."""
     lines = [label_table(values["per_label"])]
     lines.append(
-        "thresholds: " + ", ".join(f"{n} {r['threshold']:.2f}" for n, r in values["per_label"].items())
+        "thresholds: " + ", ".join(f"{n} {r['threshold']:.3f}" for n, r in values["per_label"].items())
     )
     lines.append(f"{'out-of-fold':<35}| macro-F1 | micro-F1 | exact match")
     notes = ("at 0.5", "tuned on the same rows (optimistic)", "cross-fitted (quote this one)")

@@ -56,6 +56,22 @@ def test_threshold_without_positives_is_half():
     assert th.dtype == np.float32 and metrics.scores(y, metrics.detect(p, th))["macro_f1"] == 0.5
 
 
+def test_a_threshold_is_the_middle_of_those_as_good_as_the_best():
+    y = np.arange(100)[:, None] >= 80
+    p = np.where(y, 0.72, 0.23).astype(np.float32)  # F1 is 1 from 0.25 to 0.70
+    assert metrics.tune_thresholds(y, p)[0] == pytest.approx(0.475)
+    p[0] = 0.52  # one false positive more up to 0.50: F1 0.976, further off than 0.01
+    assert metrics.tune_thresholds(y, p)[0] == pytest.approx(0.625)
+    assert metrics.tune_thresholds(y, p, near=0.03)[0] == pytest.approx(0.475)
+
+
+def test_thresholds_below_the_grid_where_its_lowest_is_best():
+    y = np.arange(100)[:, None] >= 95
+    p = np.where(y, 0.055, 0.015).astype(np.float32)  # a rare label that a model hardly dares to name
+    th = metrics.tune_thresholds(y, p)
+    assert th[0] == pytest.approx(0.035) and metrics.scores(y, metrics.detect(p, th))["macro_f1"] == 1
+
+
 def test_cross_fit_judges_no_row_by_its_own_label():
     y, p = sample(100, 2)
     fold = np.arange(100) % 4
