@@ -158,6 +158,12 @@ class EmotionClassifier(nn.Module):
             vector = pool(hidden.float(), attention_mask, self.pooling)  # (B, T, H) -> (B, H)
             return self.head(self.dropout(vector))  # (B, C)
 
+    @torch.no_grad()
+    def start_at(self, share: torch.Tensor) -> None:
+        """Let the untrained head say each label's share (C,) of the rows (Lin et al. 2017, section 3.3)."""
+        last = [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1]
+        last.bias.copy_(torch.logit(share))
+
     def head_names(self) -> dict[str, str]:
         """Names in head.safetensors -> names here: all but the encoder (weight, bias, what a fork adds)."""
         return {n.removeprefix("head."): n for n in self.state_dict() if not n.startswith("encoder.")}

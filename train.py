@@ -210,10 +210,16 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def make_model(job: Job, k: int) -> EmotionClassifier:
-    """The pretrained encoder with the head of fold k, on the device; lower layers frozen as asked."""
+    """The pretrained encoder with the head of fold k, on the device; lower layers frozen as asked.
+
+    Rare labels else spend the first epoch on learning that they are rare.
+    """
     config = job.config
     torch.manual_seed(seed_of(config.seed, k))
     model = EmotionClassifier(load_encoder(job.info.path), len(config.labels), config.pooling, config.dropout)
+    if not config.pos_weight:  # which makes all labels equally frequent
+        share = job.table.labels[job.fold != k].mean(0).clip(0.001, 0.999)
+        model.start_at(torch.from_numpy(share))
     if job.used is not None:
         fast.shrink_embedding(model.encoder, job.used)
     if config.freeze:

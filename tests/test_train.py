@@ -305,6 +305,22 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
     assert seen[0][1] == 1 and seen[0].isfinite().all() and seen[0][0] > 1
 
 
+def test_the_head_starts_at_each_labels_share(flags, tmp_path):
+    job = train.prepare(parse(Config, flags), None, train.fast.Ranks())
+    model = train.make_model(job, 1)
+    share = job.table.labels[job.fold != 1].mean(0)  # of the rows this fold trains on, no others
+    assert torch.allclose(torch.sigmoid(model.head.bias), torch.from_numpy(share))
+    model.head = torch.nn.Sequential(
+        torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5)
+    )  # a fork's
+    model.start_at(torch.tensor([0.001, 0.25, 0.5, 0.75, 0.999]))
+    assert torch.allclose(torch.sigmoid(model.head[2].bias)[1:4], torch.tensor([0.25, 0.5, 0.75]))
+    balanced = train.make_model(
+        train.prepare(parse(Config, [*flags, "--pos-weight"]), None, train.fast.Ranks()), 1
+    )
+    assert balanced.head.bias.abs().max() < 0.5  # there all labels count as equally frequent
+
+
 def test_patience_stops_early(flags, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9, 0.9, 0.9])
     real = train.judge
@@ -343,8 +359,7 @@ def test_the_mean_of_the_weights_is_what_is_judged_and_kept(flags, tmp_path, mon
         if ema == "0":
             mean = history[-1]
         else:
-            torch.manual_seed(train.seed_of(42, 0))
-            start = M.EmotionClassifier(M.load_encoder(flags[1]), 5, "mean")
+            start = train.make_model(train.prepare(parse(Config, flags), None, train.fast.Ranks()), 0)
             mean = [p.detach().clone() for p in start.parameters()]
             for t, weights in enumerate(history, 1):
                 decay = min(0.9, (1 + t) / (10 + t))
