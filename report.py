@@ -183,7 +183,7 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
         title="Reliability (out-of-fold)", xlabel="probability", ylabel="share of positives", **box
     )
     bars.set(title="Cross-fitted F1, 95 % interval (positives)", xlim=(0, 1))
-    pairs.set(title="Share of the row's label that has the column's\n(true above, predicted below)")
+    pairs.set(title="Rows with the left label: share that has\nthe lower one too (true, predicted)")
     for ax in axes[:5]:
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[0]:
