@@ -196,6 +196,10 @@ def fresh_top_layer():
     train.make_model = make_model
 
 
+def head_at_half():
+    EmotionClassifier.start_at = lambda self, share: None
+
+
 def rows_in_any_order():
     """As a plain shuffling loader: each batch is as long as its longest row."""
 
@@ -207,6 +211,7 @@ def rows_in_any_order():
 
 
 def padded_to_128():
+    head_at_half()
     rows_in_any_order()
     call = data.Collator.__call__
     data.Collator.__call__ = lambda self, items: call(dataclasses.replace(self, multiple=128), items)
@@ -220,9 +225,10 @@ RECIPES = {  # name: flags, change
         [*NOTEBOOK, "--pooling", "cls", "--ema", "0"],
         padded_to_128,
     ),
-    "+ batches of similar length": ([*NOTEBOOK, "--pooling", "cls", "--ema", "0"], None),
-    "+ mean pooling": ([*NOTEBOOK, "--ema", "0"], None),
-    "+ rate and epochs by size": (["--ema", "0"], None),
+    "+ batches of similar length": ([*NOTEBOOK, "--pooling", "cls", "--ema", "0"], head_at_half),
+    "+ mean pooling": ([*NOTEBOOK, "--ema", "0"], head_at_half),
+    "+ rate and epochs by size": (["--ema", "0"], head_at_half),
+    "+ head at the labels' shares": (["--ema", "0"], None),  # + running mean of the weights: the defaults
     # what else might help the defaults
     "batches of 8": (["--batch-size", "8"], None),
     "batches of 32": (["--batch-size", "32"], None),
