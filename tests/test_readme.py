@@ -29,7 +29,16 @@ def test_every_flag_the_readme_names_exists():
     known = {
         config.flag(f) for kind in (config.Config, config.PredictConfig) for f in kind.__dataclass_fields__
     }
-    known |= {"--config", "--index-url", "--help", "--max-restarts", "--quick", "--profile"} | TORCHRUN
+    known |= {
+        "--config",
+        "--index-url",
+        "--help",
+        "--max-restarts",
+        "--quick",
+        "--profile",
+        "--rows",
+        "--repeats",
+    } | TORCHRUN
     assert {f for f in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} <= known
 
 
