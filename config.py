@@ -179,15 +179,20 @@ def identity(config: Config) -> dict:
 class UserError(Exception):
     """What the user can mend, in one line: exit code 2, or 1 when a run that had begun can't go on."""
 
-    label = "error"
-
     def __init__(self, message: str, code: int = 2):
         super().__init__(" ".join(str(message).split()))
         self.code = code
 
 
+class Interrupted(SystemExit):
+    """A signal came; exit code 128 + its number. No `except Exception` of a library takes it for an error."""
+
+
 def exit_codes(main):
     """Wrap a `main(argv) -> int`: what the user can mend becomes one `error:` line and its exit code."""
+
+    def say(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -203,12 +208,21 @@ def exit_codes(main):
                 raise
             # What one rank alone may meet is said by it: an error in the run, or another machine's files.
             if LEADS or e.code == 1 or os.environ["LOCAL_RANK"] == "0":
-                print(f"{e.label}: {e}", file=sys.stderr, flush=True)
+                say(f"error: {e}")
             return e.code
-        except RuntimeError as e:
+        except Interrupted as e:
             if LEADS:
+                say(f"stopped: by {signal.Signals(e.code - 128).name} - the same command goes on from here")
+            return e.code
+        except (RuntimeError, MemoryError) as e:
+            what = " ".join(str(e).split())[:200]
+            if isinstance(e, MemoryError) or re.search("out of memory|allocate memory", what):
+                mend = "free some, and the same command goes on; or begin anew with a smaller --batch-size"
+                say(f"error: out of memory ({what}) - {mend} and a larger --accumulate: equal steps")
+            elif LEADS:
                 raise
-            print(f"rank {os.environ['RANK']}: {' '.join(str(e).split())[:200]}", file=sys.stderr, flush=True)
+            else:
+                say(f"rank {os.environ['RANK']}: {what}")
             return 1
 
     return wrapped
@@ -225,16 +239,6 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-class Interrupted(UserError):
-    """A signal came; exit code 128 + its number."""
-
-    label = "stopped"
-
-    def __init__(self, signum: int):
-        name = signal.Signals(signum).name
-        super().__init__(f"by {name} - the same command goes on from here", 128 + signum)
-
-
 class Signals:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or while `hold` is set at the next `check()`.
 
@@ -242,12 +246,12 @@ class Signals:
     """
 
     def __init__(self):
-        self.got, self.hold = 0, False
+        self.got, self.hold, self.old = 0, False, {}
 
     def __enter__(self) -> "Signals":
-        known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        wanted = [s for s in known if signal.getsignal(s) is not signal.SIG_IGN]  # nohup's stay ignored
-        self.old = {s: signal.signal(s, self._handle) for s in wanted}
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(s) is not signal.SIG_IGN:  # nohup's stay ignored
+                self.old[s] = signal.signal(s, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
@@ -259,8 +263,8 @@ class Signals:
             os._exit(128 + signum)
         self.got = signum
         if not self.hold:
-            raise Interrupted(signum)
+            self.check(True)
 
-    def check(self) -> None:
-        if self.got and LEADS:
-            raise Interrupted(self.got)
+    def check(self, heed: bool = LEADS) -> None:
+        if self.got and heed:
+            raise Interrupted(128 + self.got)

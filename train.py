@@ -20,7 +20,6 @@ import math
 import os
 import pickle
 import platform
-import re
 import resource
 import subprocess
 import time
@@ -405,14 +404,9 @@ def train_fold(job: Job, run: Run, k: int) -> None:
         at["seconds"] = time.monotonic() - began
         fold.save()
         raise
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if job.signals.got:  # under torchrun the others have left
-            raise Interrupted(job.signals.got) from e
-        if not re.search("out of memory|allocate memory|^$", str(e)):
-            raise
-        mend = "free some, and the same command goes on; or begin another run with a smaller --batch-size"
-        what = f"fold {k}: out of memory at --batch-size {config.batch_size}; {run.path} keeps what was saved"
-        raise UserError(f"{what} - {mend} and a larger --accumulate, whose steps are the same", 1) from e
+    except RuntimeError:
+        job.signals.check(True)  # under torchrun the others have left
+        raise
     finally:
         job.signals.hold = False
     if ranks.rank == 0:

@@ -5,7 +5,9 @@ taken in turns, each in a process of its own, medians of the ratios. `trainer`: 
 AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). `notebook`: the loop this grew
 from (padding to 128, fp32, plain AdamW, two loader workers). Shares: floating-point operations on tokens that are no
 padding (6 a weight and token in training, 2 in prediction, and attention), over the best matrix product measured.
---profile: instead of all this, where the time of our training steps and of prediction goes, by kind of work.
+--whole: instead, whole commands: train.py with 5 folds of 4 epochs and predict.py on the same CSV, against the same by
+the Trainer with tokenising, validation and the best model's saving at every epoch; seconds and peak memory.
+--profile: instead, where the time of our training steps and of prediction goes, by kind of work.
 """
 
 import argparse
@@ -24,12 +26,14 @@ sys.path.insert(0, str(HERE))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import pandas as pd
 import torch
 
+import metrics
 import train
 from config import BUNDLED, EMOTIONS, Config, Signals, parse
-from data import EmotionDataset
-from model import EmotionClassifier, length_multiple, resolve_device
+from data import EmotionDataset, read_chunks
+from model import EmotionClassifier, length_multiple, resolve_device, sigmoid
 
 BATCH = 16
 
@@ -58,12 +62,9 @@ def ours(args) -> dict:
     return {"train": rate, "predict": len(new) / (time.perf_counter() - start)}
 
 
-def trainer(args) -> dict:
+def coach(job: train.Job, rows: np.ndarray, folder: str, held: np.ndarray | None = None, epochs: int = 1):
+    """transformers' Trainer on these rows, and a maker of its datasets; with `held` it judges each epoch on those."""
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
-
-    job = prepared(args)
-    rows, new = split(job, args.rows)
-    bf16 = job.config.precision == "bf16"
 
     class Rows(torch.utils.data.Dataset):
         def __init__(self, which: np.ndarray):
@@ -76,17 +77,82 @@ def trainer(args) -> dict:
             item = self.all[self.which[i]]
             return {**item, "length": len(item["input_ids"])}
 
+    def judged(found) -> dict:
+        return metrics.scores(found.label_ids, found.predictions >= 0)
+
     model = AutoModelForSequenceClassification.from_pretrained(job.info.path, num_labels=len(EMOTIONS), problem_type="multi_label_classification", dtype=torch.float32)  # fmt: skip
+    keep = {"save_strategy": "no"}
+    if held is not None:
+        keep = dict(eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="macro_f1")  # fmt: skip
+    how = TrainingArguments(folder, per_device_train_batch_size=BATCH, per_device_eval_batch_size=64, num_train_epochs=epochs, learning_rate=5e-5, weight_decay=0.01,
+                            warmup_steps=0.1, bf16=job.config.precision == "bf16", use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True, logging_steps=10**9,
+                            remove_unused_columns=False, optim="adamw_torch_fused", train_sampling_strategy="group_by_length", **keep)  # fmt: skip
+    held = None if held is None else Rows(held)
+    return Trainer(model, how, data_collator=job.collator(), train_dataset=Rows(rows), eval_dataset=held, compute_metrics=judged), Rows  # fmt: skip
+
+
+def trainer(args) -> dict:
+    job = prepared(args)
+    rows, new = split(job, args.rows)
     with tempfile.TemporaryDirectory() as d:
-        how = TrainingArguments(d, per_device_train_batch_size=BATCH, per_device_eval_batch_size=64, num_train_epochs=1, learning_rate=5e-5, weight_decay=0.01,
-                                warmup_steps=0.1, bf16=bf16, use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=10**9,
-                                remove_unused_columns=False, optim="adamw_torch_fused", train_sampling_strategy="group_by_length")  # fmt: skip
-        coach = Trainer(model, how, data_collator=job.collator(), train_dataset=Rows(rows))
+        it, Rows = coach(job, rows, d)
         start = time.perf_counter()
-        coach.train()
+        it.train()
         taken, start = time.perf_counter() - start, time.perf_counter()
-        coach.predict(Rows(new))
+        it.predict(Rows(new))
     return {"train": len(rows) / taken, "predict": len(new) / (time.perf_counter() - start)}
+
+
+def trainer_whole(args) -> dict:
+    """Five folds and the mean of their probabilities on the same CSV, read and tokenised anew."""
+    job, new, total = prepared(args), prepared(args), 0.0
+    for k in range(5):
+        with tempfile.TemporaryDirectory(dir=args.folder) as d:
+            it, Rows = coach(job, np.flatnonzero(job.fold != k), d, np.flatnonzero(job.fold == k), 4)
+            it.train()
+            total = total + sigmoid(it.predict(Rows(np.arange(len(new.table)))).predictions)
+    table = pd.DataFrame(total / 5 >= 0.5, columns=EMOTIONS).astype(int)
+    table.insert(0, "id", job.table.ids)
+    table.to_csv(Path(args.folder, "trainer.csv"), index=False)
+    return {}
+
+
+def whole(args) -> None:
+    """Seconds and peak memory of whole commands, in turns."""
+    found: dict[str, list] = {"ours": [], "trainer": []}
+    with tempfile.TemporaryDirectory() as d:
+        few = Path(d, "rows.csv")
+        pd.read_csv(args.csv, dtype=str, keep_default_na=False).head(args.rows).to_csv(few, index=False)
+        model = ["--model", args.model]
+        for i in range(args.runs):
+            run = str(Path(d, f"run{i}"))
+            commands = {
+                "ours": [
+                    [HERE / "train.py", "--train", few, *model, "--epochs", "4", "--out", run],
+                    [HERE / "predict.py", "--run", run, "--input", few, "--output", Path(d, "ours.csv")],
+                ],
+                "trainer": [[__file__, few, *model, "--one", "trainer_whole", "--folder", d]],
+            }
+            for name, calls in commands.items():
+                start, peak_mb = time.perf_counter(), 0.0
+                for call in calls:
+                    child = subprocess.Popen([sys.executable, *map(str, call)], stdout=subprocess.DEVNULL)
+                    _, code, used = os.wait4(child.pid, 0)
+                    if code:
+                        sys.exit(f"{name}: exit {code}")
+                    peak_mb = max(peak_mb, used.ru_maxrss / 1024)
+                found[name].append((time.perf_counter() - start, peak_mb))
+                print(name, "{:.1f} s, {:.0f} MB".format(*found[name][-1]), flush=True)
+    n = sum(1 for _ in read_chunks(str(args.csv), None, EMOTIONS, 1)) if args.rows is None else args.rows
+    print(f"\n{n} rows, medians of {args.runs} (lowest to highest)\n")
+    print("| whole command | seconds | peak memory, MB |\n|---|---:|---:|")
+    for name, pairs in found.items():
+        columns = [
+            f"{statistics.median(x):.0f} ({min(x):.0f} to {max(x):.0f})" for x in zip(*pairs, strict=True)
+        ]
+        print(f"| {name} | {' | '.join(columns)} |")
+    times = [b / a for (a, _), (b, _) in zip(found["ours"], found["trainer"], strict=True)]
+    print(f"\nours is {statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) times as fast")
 
 
 def notebook(args) -> dict:
@@ -219,13 +285,17 @@ def main() -> None:
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
-    parser.add_argument("--one", choices=("ours", "trainer", "notebook"))
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument(
+        "--one", choices=("ours", "trainer", "notebook", "trainer_whole"), help=argparse.SUPPRESS
+    )
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.profile:
-        return profile(args)
+    if args.profile or args.whole:
+        return profile(args) if args.profile else whole(args)
     if args.one:
-        print("RESULT", json.dumps({"ours": ours, "trainer": trainer, "notebook": notebook}[args.one](args)))
+        print("RESULT", json.dumps(globals()[args.one](args)))
         return
     rates: dict[str, list[dict]] = {"ours": [], "trainer": [], "notebook": []}
     for _ in range(args.runs):

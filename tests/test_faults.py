@@ -808,7 +808,7 @@ def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted)
         with monkeypatch.context() as m:
             at_call(m, train, "train_step", step, no_memory, after=False)
             assert train.main([*command, "--out", str(tmp_path / "run")]) == 1
-        one_line(capsys, "--batch-size 8", "--accumulate")
+        one_line(capsys, "--batch-size", "--accumulate")
     assert (tmp_path / "run" / "fold_0" / "state.pt").exists()
     assert_survived(command, tmp_path / "run", test_csv, wanted)
     with (
