@@ -477,6 +477,17 @@ def test_a_signal_while_the_run_folder_is_made(command, tmp_path, test_csv, want
     assert_survived(command, tmp_path / "new" / "run", test_csv, wanted)
 
 
+def test_a_signal_while_a_finished_fold_is_read(command, copy, monkeypatch, capsys):
+    """It is no damage: the fold is not trained again, nor its files removed."""
+    before = outputs(copy)
+    (copy / "DONE.json").unlink()
+    with monkeypatch.context() as m:
+        at_call(m, run_module, "read_json", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.main([*command, "--out", str(copy)]) == 143
+    one_line(capsys, "SIGTERM")
+    assert outputs(copy) == before
+
+
 # Damaged and missing files
 
 
