@@ -257,8 +257,8 @@ class Tokens:
         return np.diff(self.offsets)
 
 
-def tokenize(tokenizer, texts: list[str], max_length: int, chunk: int = 10_000) -> Tokens:
-    """All texts with their special tokens, cut at max_length tokens."""
+def tokenize(tokenizer, texts: list[str], max_length: int, chunk: int = 1000) -> Tokens:
+    """All texts with their special tokens, cut at max_length tokens. Larger chunks leave the cache: slower."""
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     ids, lengths, cut = [np.zeros(0, np.int32)], [0], 0
     for i in range(0, len(texts), chunk):
@@ -317,7 +317,7 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: list[int]) -> lis
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def token_batches(lengths: np.ndarray, tokens: int = 4096) -> list[np.ndarray]:
+def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Positions sorted by length, longest first, in batches of about `tokens` tokens, to predict."""
     order, batches = np.argsort(-lengths, kind="stable"), []
     while len(order):

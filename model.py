@@ -217,11 +217,13 @@ def length_multiple(device: str, precision: str) -> int:
 
 @torch.inference_mode()
 def predict_logits(model: nn.Module, tokens: Tokens, collate: Collator, device: str, precision: str,
-                   check=lambda: None, batch_tokens: int = 4096) -> np.ndarray:  # fmt: skip
+                   check=lambda: None, batch_tokens: int | None = None) -> np.ndarray:  # fmt: skip
     """float32 (N, C) logits in the order of the rows: the one place that runs a model without training it.
 
     Rows go through sorted by length and are scattered back; `check` runs between batches (signals, progress).
     """
+    if not batch_tokens:  # fp32 activations of 1024 tokens stay in a CPU's cache: 1.3 times as fast as 4096
+        batch_tokens = 1024 if (device, precision) == ("cpu", "fp32") else 4096
     was_training = model.training
     model.eval()
     dataset = EmotionDataset(tokens)
