@@ -285,6 +285,9 @@ def main() -> None:
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
+    parser.add_argument(
+        "--against", nargs="+", choices=("trainer", "notebook"), default=("trainer", "notebook")
+    )
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument(
@@ -297,7 +300,7 @@ def main() -> None:
     if args.one:
         print("RESULT", json.dumps(globals()[args.one](args)))
         return
-    rates: dict[str, list[dict]] = {"ours": [], "trainer": [], "notebook": []}
+    rates: dict[str, list[dict]] = {name: [] for name in ("ours", *args.against)}
     for _ in range(args.runs):
         for name, found in rates.items():
             done = subprocess.run(

@@ -37,6 +37,7 @@ def test_every_flag_the_readme_names_exists():
         "--quick",
         "--profile",
         "--rows",
+        "--transfer",
         "--repeats",
     } | TORCHRUN
     assert {f for f in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} <= known
