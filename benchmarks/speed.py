@@ -32,7 +32,7 @@ import torch
 import metrics
 import train
 from config import BUNDLED, EMOTIONS, Config, Signals, parse
-from data import EmotionDataset, read_chunks
+from data import EmotionDataset
 from model import EmotionClassifier, length_multiple, resolve_device, sigmoid
 
 BATCH = 16
@@ -122,7 +122,8 @@ def whole(args) -> None:
     found: dict[str, list] = {"ours": [], "trainer": []}
     with tempfile.TemporaryDirectory() as d:
         few = Path(d, "rows.csv")
-        pd.read_csv(args.csv, dtype=str, keep_default_na=False).head(args.rows).to_csv(few, index=False)
+        rows = pd.read_csv(args.csv, dtype=str, keep_default_na=False)[: args.rows]
+        rows.to_csv(few, index=False)
         model = ["--model", args.model]
         for i in range(args.runs):
             run = str(Path(d, f"run{i}"))
@@ -143,8 +144,7 @@ def whole(args) -> None:
                     peak_mb = max(peak_mb, used.ru_maxrss / 1024)
                 found[name].append((time.perf_counter() - start, peak_mb))
                 print(name, "{:.1f} s, {:.0f} MB".format(*found[name][-1]), flush=True)
-    n = sum(1 for _ in read_chunks(str(args.csv), None, EMOTIONS, 1)) if args.rows is None else args.rows
-    print(f"\n{n} rows, medians of {args.runs} (lowest to highest)\n")
+    print(f"\n{len(rows)} rows, medians of {args.runs} (lowest to highest)\n")
     print("| whole command | seconds | peak memory, MB |\n|---|---:|---:|")
     for name, pairs in found.items():
         columns = [

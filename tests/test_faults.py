@@ -837,6 +837,19 @@ def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted)
         train.main([*command, "--out", str(tmp_path / "other")])
 
 
+def test_out_of_memory_in_prediction(clean, tmp_path, test_csv, monkeypatch, capsys):
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+    with monkeypatch.context() as m:
+        m.setattr(predict, "predict_logits", no_memory)
+        assert predict.main(argv) == 1
+    one_line(capsys, "out of memory", "the same command goes on")
+    assert not (tmp_path / "s.csv").exists()
+    assert predict.main(argv) == 0
+
+
 def spoil(loss: torch.Tensor) -> torch.Tensor:
     return loss * torch.nan
 
