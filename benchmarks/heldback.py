@@ -1,6 +1,6 @@
-"""Does the number that is printed hold on new rows? python benchmarks/heldback.py CSV DIR [--rows N] [--repeats 10]
+"""Does the number that is printed hold on new rows? python benchmarks/heldback.py CSV DIR [--rows N] [--repeats 10] [--folds 3]
 
-Each repetition holds a third of the rows back, trains three folds on the rest exactly as train.py does, and keeps the
+Each repetition holds a third of the rows back, trains the folds on the rest exactly as train.py does, and keeps the
 probabilities of every epoch in DIR/<repetition>.npz (what is there is not trained again). From the same runs come all
 tables: the printed number minus the truth, which is what predict.py gets on the rows held back, for each way to choose
 the epoch; thresholds of single folds on the mean of the folds; ways to smooth thresholds.
@@ -25,10 +25,8 @@ import train
 from config import Config, Signals, parse
 from data import assign_folds, csv_text, read_csv, text_hashes, tokenize
 
-FOLDS = 3
 
-
-def repetition(path: str, n: int | None, seed: int, notebook: bool, flags: list[str]) -> dict:
+def repetition(path: str, n: int | None, seed: int, folds: int, notebook: bool, flags: list[str]) -> dict:
     """Arrays: y (N, C), fold (N,), oof (E, N, C); truth (M, C), new (E, K, M, C); log (E, K): macro-F1, loss."""
     config = parse(Config, flags)
     table, rng = read_csv(path, config.text_column, config.labels), np.random.default_rng(seed)
@@ -41,11 +39,11 @@ def repetition(path: str, n: int | None, seed: int, notebook: bool, flags: list[
     lines = [[str(i), texts[i], *y[i].astype(int)] for i in kept.tolist()]
     with tempfile.TemporaryDirectory() as d:
         Path(d, "train.csv").write_text(csv_text([["id", "text", *config.labels], *lines]))
-        argv = [*flags, "--train", f"{d}/train.csv", "--folds", str(FOLDS), "--seed", str(seed)]
+        argv = [*flags, "--train", f"{d}/train.csv", "--folds", str(folds), "--seed", str(seed)]
         job = train.prepare(parse(Config, argv), Signals(), fast.Ranks())
         if notebook:
             fold = np.zeros(len(kept), np.int16)
-            for k, (_, part) in enumerate(KFold(FOLDS, shuffle=True, random_state=seed).split(fold)):
+            for k, (_, part) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(fold)):
                 fold[part] = k
             job = dataclasses.replace(job, fold=fold)
         new = tokenize(job.info.tokenizer, [texts[i] for i in np.flatnonzero(held)], config.max_length)
@@ -58,8 +56,8 @@ def repetition(path: str, n: int | None, seed: int, notebook: bool, flags: list[
             "truth": y[held],
             "oof": np.zeros((epochs, len(kept), C)),
         }
-        out |= {"new": np.zeros((epochs, FOLDS, held.sum(), C)), "log": np.zeros((epochs, FOLDS, 2))}
-        for k in range(FOLDS):
+        out |= {"new": np.zeros((epochs, folds, held.sum(), C)), "log": np.zeros((epochs, folds, 2))}
+        for k in range(folds):
             fold = train.start_fold(job, Path(tempfile.mkdtemp(dir=d)), k)
             for e in range(epochs):
                 fold.at["epoch"], fold.at["step"] = e, 0
@@ -77,10 +75,10 @@ def repetition(path: str, n: int | None, seed: int, notebook: bool, flags: list[
 def epochs_of(log: np.ndarray, rule: str) -> list[int]:
     """The epoch of each fold: best macro-F1, the last, or the one with the best mean for all folds."""
     if rule == "last":
-        return [len(log) - 1] * FOLDS
+        return [len(log) - 1] * log.shape[1]
     if rule == "same":
-        return [int(log[:, :, 0].mean(1).argmax())] * FOLDS
-    return [max(range(len(log)), key=lambda e: (log[e, k, 0], -log[e, k, 1])) for k in range(FOLDS)]
+        return [int(log[:, :, 0].mean(1).argmax())] * log.shape[1]
+    return [max(range(len(log)), key=lambda e: (log[e, k, 0], -log[e, k, 1])) for k in range(log.shape[1])]
 
 
 def assembled(r: dict, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -187,13 +185,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--notebook", action="store_true")
     args, flags = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(args.repeats):
         path = args.folder / f"{seed}.npz"
         if not path.exists():
-            arrays = repetition(args.csv, args.rows, seed, args.notebook, flags)
+            arrays = repetition(args.csv, args.rows, seed, args.folds, args.notebook, flags)
             with open(args.folder / "new.tmp", "wb") as f:
                 np.savez_compressed(f, **arrays)
             (args.folder / "new.tmp").rename(path)
