@@ -30,7 +30,6 @@ def arg(default, help: str, low: float | None = None, high: float | None = None)
     return field(default_factory=lambda: default, metadata={"help": help, "low": low, "high": high})
 
 
-# fmt: off
 @dataclass(frozen=True)
 class Config:
     """One training run. `None` means: chosen by the encoder's size (printed), or off."""
@@ -82,7 +81,6 @@ class PredictConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what is fast here")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to predict")
     debug: bool = arg(False, "show the traceback of an error")
-# fmt: on
 
 
 NOT_IDENTITY = ("out", "fold", "restart", "debug")  # where a run lies, how it is shown: not what it computes
