@@ -189,11 +189,9 @@ class Interrupted(SystemExit):
 def exit_codes(main):
     """Wrap a `main(argv) -> int`: what the user can mend becomes one `error:` line and its exit code."""
 
-    def say(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
-
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        say = functools.partial(print, file=sys.stderr, flush=True)
         for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run whose terminal is ASCII
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
