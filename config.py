@@ -83,9 +83,6 @@ class PredictConfig:
     debug: bool = arg(False, "show the traceback of an error")
 
 
-NOT_IDENTITY = ("out", "fold", "restart", "debug")  # where a run lies, how it is shown: not what it computes
-
-
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -171,7 +168,8 @@ def _read_config(path: str) -> dict:
 
 def identity(config: Config) -> dict:
     """The settings that decide what a run computes. The training file counts by content, not by path."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in (*NOT_IDENTITY, "train")}
+    other = ("train", "out", "fold", "restart", "debug")  # where a run lies, how it is shown
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in other}
 
 
 class UserError(Exception):

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import fast
 import metrics
 import report
-from config import BUNDLED, HERE, NOT_IDENTITY, Interrupted, Signals, UserError, identity, warn
+from config import BUNDLED, HERE, Interrupted, Signals, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text, length_batches, read_csv
 from data import read_npy, text_hashes, tokenize
 from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of
@@ -161,10 +161,9 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     name = f"{Path(config.model).name}-{json_sha256([identity(config), data])[:8]}"
     path = Path(config.out or Path("runs", name))
     if job.ranks.rank == 0:
-        kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts go on
-        restart = config.restart and first
-        Run.open(path, kept, env, restart, (config.folds + 8) * size)
+        kept = {"train": config.train, **identity(config)}
+        Run.open(path, kept, env, config.restart and first, (config.folds + 8) * size)
         with locked(path / "lock", wait=True), whole(path) as temporary:
             np.save(temporary / "texts.npy", np.unique(job.hashes), allow_pickle=False)
     job.ranks.agree(0)  # rank 0 has made it
