@@ -102,10 +102,8 @@ def parse(kind: type, argv: list[str] | None = None):
         type_, choices, _ = _plain(f.type)
         text, default = f.metadata["help"].replace("%", "%%"), f.default_factory()
         text += "" if default is None or type_ is bool or "default" in text else f" (default: {default})"
-        options = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
-        if type_ in (bool, list):
-            flags = {"action": argparse.BooleanOptionalAction}
-            options = flags if type_ is bool else {"nargs": "+", "metavar": "NAME"}
+        of_kind = {bool: {"action": argparse.BooleanOptionalAction}, list: {"nargs": "+", "metavar": "NAME"}}
+        options = of_kind.get(type_, {"type": type_, "choices": choices, "metavar": None if choices else "X"})
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
         parser.add_argument(*names, help=text, **options)
     if kind is Config:
