@@ -136,8 +136,7 @@ def load_encoder(path: str) -> nn.Module:
         logging.disable_progress_bar()
         options = dict(config=config, dtype=torch.float32, trust_remote_code=False, **skeleton(config)[1])
         encoder, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
-    unread = (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"]))
-    if lacking := [k for k in unread if "pooler" not in k]:
+    if lacking := [k for k in info["missing_keys"] if "pooler" not in k]:
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
         raise unfit(path, f"{lacks} - config.json and the weights file belong to different models")
     return encoder
