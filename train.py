@@ -172,11 +172,9 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
 
 
 def git_commit() -> str | None:
-    try:
-        found = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True)
-    except OSError:  # no git here
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    command = ["git", "-C", HERE, "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git here, or no clone
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
 
 
 def loss_per_row(logits: torch.Tensor, y: torch.Tensor, config: Config, pos_weight=None) -> torch.Tensor:
