@@ -182,8 +182,7 @@ def loss_per_row(logits: torch.Tensor, y: torch.Tensor, config: Config, pos_weig
     target = y * (1 - config.label_smoothing) + config.label_smoothing / 2
     loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight, reduction="none")
     if config.loss == "focal":
-        p = torch.sigmoid(logits)
-        loss = loss * (p * (1 - y) + (1 - p) * y) ** 2
+        loss = loss * (torch.sigmoid(logits) - y) ** 2  # 1 - the probability of what is true
     return loss.mean(1)
 
 
