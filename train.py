@@ -356,8 +356,7 @@ def start_fold(job: Job, folder: Path, k: int) -> Fold:
     if saved := load_state(folder / "state.pt"):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        if scaler.is_enabled():
-            scaler.load_state_dict(saved["scaler"])
+        scaler.load_state_dict(saved["scaler"])
         at = saved["at"]
         if config.device not in REPEATS and differing(folder, at["files"]):
             at["best"] = None  # a later epoch had taken its place, and was lost with its state
