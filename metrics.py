@@ -72,12 +72,12 @@ def tune_thresholds(y: np.ndarray, p: np.ndarray, grid: np.ndarray = GRID, near:
     return np.where(np.asarray(y).any(0), np.float32(th), np.float32(0.5))
 
 
-def cross_fit(y: np.ndarray, p: np.ndarray, fold: np.ndarray, tune=tune_thresholds) -> np.ndarray:
-    """bool (N, C): each row judged by the thresholds that `tune(y, p)` chooses on the other folds' rows."""
+def cross_fit(y: np.ndarray, p: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """bool (N, C): each row judged by the thresholds chosen on the other folds' rows."""
     pred = np.zeros(np.shape(y), dtype=bool)
     for k in np.unique(fold):
         mine = fold == k
-        pred[mine] = detect(p[mine], tune(y[~mine], p[~mine]))
+        pred[mine] = detect(p[mine], tune_thresholds(y[~mine], p[~mine]))
     return pred
 
 
