@@ -528,15 +528,13 @@ def write_log(folder: Path, rows: list[dict]) -> dict:
 def write_totals(job: Job, run: Run) -> None:
     """All folds are done: oof.csv, th.npy, metrics.json, pictures from their files; closing tables."""
     config, names, rows = job.config, job.config.labels, np.flatnonzero(job.fold >= 0)
-    for k in range(config.folds):
-        if wrong := damage(run.fold(k), run.key):
+    p, results, log = np.zeros_like(job.table.labels), [], []
+    for k, folder in enumerate(map(run.fold, range(config.folds))):
+        if wrong := damage(folder, run.key):
             raise UserError(f"{wrong} - the same command without --fold redoes fold {k}", 1)
-    results = [read_json(run.fold(k) / "DONE.json") for k in range(config.folds)]
-    lines = "".join((run.fold(k) / "log.jsonl").read_text() for k in range(config.folds)).splitlines()
-    log = [json.loads(line) for line in lines]
-    p = np.zeros(job.table.labels.shape, dtype=np.float32)
-    for k in range(config.folds):
-        p[job.fold == k] = np.load(run.fold(k) / "oof.npy", allow_pickle=False)
+        results.append(read_json(folder / "DONE.json"))
+        log += map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        p[job.fold == k] = np.load(folder / "oof.npy", allow_pickle=False)
     y, p, fold, hashes = job.table.labels[rows], p[rows], job.fold[rows], job.hashes[rows]
     ids, texts = ([x[i] for i in rows] for x in (job.table.ids, job.table.texts))
     parts = fold
