@@ -101,7 +101,7 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     device, precision = resolve_device(config.device, config.precision)
     table = read_csv(config.train, config.text_column, config.labels)
     hashes = text_hashes(table.texts)
-    fold = assign_folds(table.labels, hashes, max(config.folds, 5 if config.folds == 1 else 2), config.seed)
+    fold = assign_folds(table.labels, hashes, config.folds if config.folds > 1 else 5, config.seed)
     info = inspect_encoder(config.model)
     small, few = info.parameters < SMALL, len(table) < 1000
     lr = config.lr or (5e-5 if not small else 3e-4 if few else 1.5e-4)
