@@ -255,7 +255,7 @@ def train_step(model, optimizer, scaler, micro_batches: list[dict], config: Conf
 @dataclass
 class Fold:
     """What training fold k holds. `at`, weights and optimizer are all that going on needs. `taken`: steps the
-    scaler did not skip; `stats`: loss and gradient norm of each step, on the device."""
+    scaler did not skip; `stats`: loss and gradient norm of each step of an epoch, on the device."""
 
     job: Job
     k: int
@@ -272,13 +272,8 @@ class Fold:
     batches: list[np.ndarray] = field(default_factory=list)  # row numbers of each step of the epoch
     last_state: float = field(default_factory=time.monotonic)
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of an epoch."""
-        return len(self.at["stats"])
-
     def lr_factor(self, taken: int) -> float:
-        config, total = self.job.config, self.steps * self.job.config.epochs
+        config, total = self.job.config, len(self.at["stats"]) * self.job.config.epochs
         return lr_factor(taken, total, int(config.warmup_ratio * total), config.scheduler)
 
     def weights(self) -> list[torch.Tensor]:
@@ -422,7 +417,7 @@ def train_epoch(fold: Fold) -> float:
     dataset, collate = EmotionDataset(job.tokens, job.table.labels), job.collator()
     order = length_batches(job.tokens.lengths[fold.train], size * config.accumulate, [config.seed, k, epoch])
     fold.batches = [fold.train[b] for b in order]
-    todo, clock = range(at["step"], fold.steps), time.monotonic()
+    todo, clock = range(at["step"], len(at["stats"])), time.monotonic()
     for step in tqdm(todo, f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None):
         torch.manual_seed(seed_of(config.seed, k, epoch, step, *ranks.own))
         for group in fold.optimizer.param_groups:
