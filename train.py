@@ -424,7 +424,9 @@ def train_epoch(fold: Fold) -> float:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * fold.lr_factor(at["taken"])
         rows, share = ranks.share(fold.batches[step])
         micro = [collate([dataset[i] for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
-        micro = [to_device(batch, config.device) for batch in micro]
+        if config.device == "cuda":
+            micro = [{name: t.pin_memory() for name, t in b.items()} for b in micro]
+        micro = [{name: t.to(config.device, non_blocking=True) for name, t in b.items()} for b in micro]
         scale = fold.scaler.get_scale()
         stats = train_step(fold.net, fold.optimizer, fold.scaler, micro, config, fold.pos_weight, share)
         at["stats"][step] = ranks.mean(stats)
@@ -463,12 +465,6 @@ def judge(fold: Fold, rate: float) -> tuple[dict, np.ndarray]:
         "lr": config.lr * fold.lr_factor(max(0, at["taken"] - 1)),
         "rows_per_s": rate,
     }, p
-
-
-def to_device(batch: dict, device: str) -> dict:
-    if device == "cuda":
-        batch = {k: v.pin_memory() for k, v in batch.items()}
-    return {k: v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
 def subset(tokens: Tokens, rows: np.ndarray) -> Tokens:
