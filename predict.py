@@ -101,15 +101,12 @@ def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarra
         if not 0 <= (number := float(given)) <= 1:
             raise UserError(f"--thresholds {given}: a threshold lies between 0 and 1")
         return np.full(len(labels), number, dtype=np.float32)
-    inside = run.path / (given or "th.npy")
-    places = [p for p in (Path(given), inside) if os.path.exists(p)] if given else [inside]
-    if not places:
-        mend = "train.py writes th.npy; or give a number such as 0.5"
-        raise UserError(f"--thresholds {given}: no such file, nor in {run.path} - {mend}")
-    path = check_file(places[0], "thresholds: a th.npy that train.py wrote, or a number such as 0.5")
-    if len(places) == 2 and places[1].is_file() and file_sha256(places[1]) != file_sha256(path):
-        both = " and ".join(map(str, places))
-        raise UserError(f"--thresholds {given}: {both} differ - give the whole path of the one you mean")
+    here, inside = Path(given or run.path / "th.npy"), run.path / (given or "th.npy")
+    what = "--thresholds: a th.npy that train.py wrote, here or in the run, or a number such as 0.5"
+    path = check_file(here if os.path.exists(here) else inside, what)
+    if path == here and inside.is_file() and file_sha256(inside) != file_sha256(here):
+        both = f"{here} and {inside} differ"
+        raise UserError(f"--thresholds {given}: {both} - give the whole path of the one you mean")
     th, mend = read_npy(path, "f", "thresholds"), "use the run's own th.npy"
     if th.shape != (len(labels),):
         raise UserError(f"{path}: shape {th.shape}, but the run has {len(labels)} labels - {mend}")
