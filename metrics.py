@@ -156,10 +156,8 @@ def summary(y: np.ndarray, p: np.ndarray, fold: np.ndarray, names: list[str]) ->
     for j, name in enumerate(names):
         table[name] |= {"f1_ci95": interval(draws[:, j]), "ece": reliability(y[:, j], p[:, j])[2]}
         table[name]["platt"] = platt(y[:, j], p[:, j])
-    values = {}
     ways = {"at_half": detect(p, np.float32(0.5)), "tuned": detect(p, th), "cross_fitted": crossed}
-    for how, pred in ways.items():
-        values |= {f"{name}_{how}": value for name, value in scores(y, pred).items()}
+    values = {f"{name}_{how}": x for how, pred in ways.items() for name, x in scores(y, pred).items()}
     per_fold = [scores(y[fold == k], crossed[fold == k])["macro_f1"] for k in np.unique(fold)]
     values["macro_f1_cross_fitted_ci95"] = interval(draws.mean(1))
     values["macro_f1_cross_fitted_fold_std"] = float(np.std(per_fold))
