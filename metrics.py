@@ -96,24 +96,22 @@ def interval(draws: np.ndarray) -> list[float]:
     return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
 
 
+def table_from_counts(counts: np.ndarray, th: np.ndarray, names: list[str]) -> dict[str, dict]:
+    """Scores, threshold, support and counts of each label, from the counts of `confusion`."""
+    keys = ("precision", "recall", "f1", "threshold", "support", "tp", "fp", "fn", "tn")
+    columns = (*precision_recall_f1(counts), th, counts[0] + counts[2], *counts)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {name: dict(zip(keys, row, strict=True)) for name, row in zip(names, rows, strict=True)}
+
+
 def per_label(y: np.ndarray, p: np.ndarray, pred: np.ndarray, th: np.ndarray, names: list[str]) -> dict:
-    """Counts and scores of each label; average precision and ROC-AUC are None where a class is missing."""
-    counts = confusion(y, pred)
-    columns = zip(names, *precision_recall_f1(counts), *counts, strict=True)
-    out = {}
-    for j, (name, precision, recall, f1, tp, fp, fn, tn) in enumerate(columns):
-        both = 0 < tp + fn < len(y)
-        out[name] = {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "average_precision": float(average_precision_score(y[:, j], p[:, j])) if both else None,
-            "roc_auc": float(roc_auc_score(y[:, j], p[:, j])) if both else None,
-            "threshold": float(th[j]),
-            "support": int(tp + fn),
-            **{k: int(v) for k, v in zip(("tp", "fp", "fn", "tn"), (tp, fp, fn, tn), strict=True)},
-        }
-    return out
+    """`table_from_counts` with average precision and ROC-AUC, which are None where a class is missing."""
+    table = table_from_counts(confusion(y, pred), th, names)
+    for j, row in enumerate(table.values()):
+        both = 0 < row["support"] < len(y)
+        row["average_precision"] = float(average_precision_score(y[:, j], p[:, j])) if both else None
+        row["roc_auc"] = float(roc_auc_score(y[:, j], p[:, j])) if both else None
+    return table
 
 
 def reliability(y: np.ndarray, p: np.ndarray, bins: int = 10) -> tuple[np.ndarray, np.ndarray, float]:

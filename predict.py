@@ -215,9 +215,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     with (gzip.open if paths[0].suffix == ".gz" else open)(paths[0], "rt", encoding="utf-8", newline="") as f:
         print("".join(itertools.islice(f, 6)).rstrip("\n"))
     if scored and n:
-        keys, support = ("precision", "recall", "f1", "threshold", "support"), work.counts[0] + work.counts[2]
-        rows = zip(labels, *metrics.precision_recall_f1(work.counts), th, support, strict=True)
-        print(label_table({name: dict(zip(keys, row, strict=True)) for name, *row in rows}))
+        print(label_table(metrics.table_from_counts(work.counts, th, labels)))
         s = metrics.scores_from_counts(work.counts, work.exact / n)
         print(" | ".join(f"{name} {s[name]:.4f}" for name in ("macro_f1", "micro_f1", "exact_match")))
 
