@@ -225,21 +225,19 @@ def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) 
     counts = np.stack([*(np.bincount(group, y, G) for y in labels.T), size], 1).astype(np.int64)
     todo = counts > 0  # groups without a fold, by label
     kinds, combo = np.unique(todo, axis=0, return_inverse=True)
-    carried = [np.flatnonzero(kind).tolist() for kind in kinds]  # the labels of each combination
     order = np.random.default_rng([seed, 0]).permutation(G)
     order = order[np.argsort(-size[order], kind="stable")]  # large groups first: the hardest to place
-    has = [[0] * folds for _ in counts.T]  # rows of each label in each fold so far
-    mixed = [[0] * folds for _ in kinds]  # rows of each combination in each fold so far
+    has = np.zeros((counts.shape[1], folds), dtype=np.int64)  # rows of each label in each fold so far
+    mixed = np.zeros((len(kinds), folds), dtype=np.int64)  # rows of each combination in each fold so far
     fold = np.empty(G, dtype=np.int16)
     while todo.any():
         remaining = todo.sum(0)
         label = int(np.where(remaining > 0, remaining, G + 1).argmin())
         members = order[todo[order, label]]
-        for g, c in zip(members.tolist(), combo[members].tolist(), strict=True):
-            k = fold[g] = min(range(folds), key=lambda k: (has[label][k], mixed[c][k], has[-1][k]))
-            for j in carried[c]:
-                has[j][k] += int(counts[g, j])
-            mixed[c][k] += int(size[g])
+        for g in members:
+            k = fold[g] = np.lexsort((has[-1], mixed[combo[g]], has[label]))[0]
+            has[:, k] += counts[g]
+            mixed[combo[g], k] += size[g]
         todo[members] = False
     return fold[group]
 
