@@ -303,8 +303,7 @@ class Fold:
         check_finite(self)
         if self.job.ranks.rank == 0:
             parts = {n: getattr(self, n).state_dict() for n in ("model", "optimizer", "scaler")}
-            at = {**self.at, "stats": self.at["stats"].cpu()}
-            save_state(self.folder / "state.pt", {**parts, "mean": self.mean, "at": at})
+            save_state(self.folder / "state.pt", {**parts, "mean": self.mean, "at": self.at})
         self.last_state = time.monotonic()
 
 
