@@ -294,6 +294,7 @@ RECIPES = {  # name: flags, change
     "positives weighed": (["--pos-weight"], None),
     "asymmetric loss": ([], asymmetric_loss),
     "label smoothing 0.1": (["--label-smoothing", "0.1"], None),
+    "two layers frozen": (["--freeze", "2"], None),
     "dropout 0.1 before the head": (["--dropout", "0.1"], None),
     "multi-sample dropout": ([], multi_sample_dropout),
     "rates by layer, 0.85": ([], layer_rates),
