@@ -2,8 +2,8 @@
 
 Trains each recipe below with seeds 0, 1, 2 by train.py itself, one run folder each in DIR (what is finished is not trained
 again), and prints cross-fitted macro-F1: mean and deviation over the seeds, difference to the defaults with the same
-seeds (the same folds), the interval of seed 0, minutes. A recipe is flags, or a change of a few lines to one function.
-`--transfer CSV` first fine-tunes on that file, then starts from it. Flags given here hold for all (`--folds 3`, `--model`).
+seeds (the same folds), the interval of seed 0, minutes; then the mean of all recipes of a seed. A recipe is flags, or
+a change of a few lines to one function. `--transfer CSV` first fine-tunes on that file, then starts from it. Flags given here hold for all (`--folds 3`, `--model`).
 """
 
 import argparse
@@ -17,11 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import data
+import metrics
 import model
 import train
 from model import EmotionClassifier
@@ -224,6 +227,27 @@ def asymmetric_loss():
     train.loss_per_row = loss_per_row
 
 
+def linear_probe_first(C: float = 0.003):
+    """The head starts as a logistic regression on the pretrained text vectors (LP-FT, Kumar et al. 2022)."""
+    load = train.make_model
+
+    def make_model(job, k):
+        net, rows = load(job, k), np.flatnonzero(job.fold != k)
+        head, net.head, net.labels = net.head, nn.Identity(), net.head.in_features
+        how = (job.collator(), job.config.device, job.config.precision)
+        x = train.predict_logits(net, train.subset(job.tokens, rows), *how)
+        net.head, net.labels = head, head.out_features
+        mean, spread = x.mean(0), x.std(0) + 1e-6  # a dimension may be constant
+        for j, y in enumerate(job.table.labels[rows].T):
+            fit = LogisticRegression(C=C, max_iter=1000).fit((x - mean) / spread, y)
+            weight = fit.coef_[0] / spread
+            head.weight.data[j] = torch.from_numpy(weight)
+            head.bias.data[j] = float(fit.intercept_[0] - weight @ mean)
+        return net
+
+    train.make_model = make_model
+
+
 def fresh_top_layer():
     """The last layer starts anew (Zhang et al. 2021)."""
     load = train.make_model
@@ -294,6 +318,8 @@ RECIPES = {  # name: flags, change
     "positives weighed": (["--pos-weight"], None),
     "asymmetric loss": ([], asymmetric_loss),
     "label smoothing 0.1": (["--label-smoothing", "0.1"], None),
+    "linear probe first": ([], linear_probe_first),
+    "linear probe first, 1e-4": (["--lr", "1e-4"], linear_probe_first),
     "two layers frozen": (["--freeze", "2"], None),
     "dropout 0.1 before the head": (["--dropout", "0.1"], None),
     "multi-sample dropout": ([], multi_sample_dropout),
@@ -348,6 +374,18 @@ def table(args) -> None:
         print(
             f"| {name} | {len(v)} | {v.mean():.4f} | {spread:.4f} | {gap} | [{low:.3f}, {high:.3f}] | {minutes:.1f} |"
         )
+    for seed in range(args.seeds):
+        members = [args.folder / slug(name, seed) / "oof.csv" for name, runs in found.items() if seed in runs]
+        if len(members) > 1:
+            print(f"mean of the {len(members)} recipes with seed {seed}: {together(args.csv, members):.4f}")
+
+
+def together(path: str, members: list[Path]) -> float:
+    """Cross-fitted macro-F1 of the mean of the members' out-of-fold probabilities (equal seeds: equal folds)."""
+    tables = [pd.read_csv(m) for m in members]
+    names = list(tables[0].columns[2:])
+    y, p = data.read_csv(path, None, names).labels, np.mean([t[names] for t in tables], 0)
+    return metrics.scores(y, metrics.cross_fit(y, p, tables[0]["fold"].to_numpy()))["macro_f1"]
 
 
 def main() -> None:
