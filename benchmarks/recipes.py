@@ -248,6 +248,17 @@ def linear_probe_first(C: float = 0.003):
     train.make_model = make_model
 
 
+def embeddings_frozen():
+    load = train.make_model
+
+    def make_model(job, k):
+        net = load(job, k)
+        net.encoder.get_input_embeddings().requires_grad_(False)
+        return net
+
+    train.make_model = make_model
+
+
 def fresh_top_layer():
     """The last layer starts anew (Zhang et al. 2021)."""
     load = train.make_model
@@ -320,7 +331,12 @@ RECIPES = {  # name: flags, change
     "label smoothing 0.1": (["--label-smoothing", "0.1"], None),
     "linear probe first": ([], linear_probe_first),
     "linear probe first, 1e-4": (["--lr", "1e-4"], linear_probe_first),
+    "embeddings frozen": ([], embeddings_frozen),
     "two layers frozen": (["--freeze", "2"], None),
+    "two layers frozen, four epochs": (["--freeze", "2", "--epochs", "4"], None),
+    "two layers frozen, 3e-4": (["--freeze", "2", "--lr", "3e-4"], None),
+    "three layers frozen": (["--freeze", "3"], None),
+    "four layers frozen": (["--freeze", "4"], None),
     "dropout 0.1 before the head": (["--dropout", "0.1"], None),
     "multi-sample dropout": ([], multi_sample_dropout),
     "rates by layer, 0.85": ([], layer_rates),
