@@ -162,7 +162,7 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     path = Path(config.out or Path("runs", name))
     if job.ranks.rank == 0:
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts go on
-        kept = {"train": config.train, **identity(config)}
+        kept = {k: v for k, v in dataclasses.asdict(config).items() if k == "train" or k in identity(config)}
         Run.open(path, kept, env, config.restart and first, (config.folds + 8) * size)
         with locked(path / "lock", wait=True), whole(path) as temporary:
             np.save(temporary / "texts.npy", np.unique(job.hashes), allow_pickle=False)
