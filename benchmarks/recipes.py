@@ -227,14 +227,24 @@ def asymmetric_loss():
     train.loss_per_row = loss_per_row
 
 
-def linear_probe_first(C: float = 0.003):
-    """The head starts as a logistic regression on the pretrained text vectors (LP-FT, Kumar et al. 2022)."""
+def after_loading(change):
+    """`change(net, job, k)` on the model of each fold before it is trained."""
     load = train.make_model
 
     def make_model(job, k):
-        net, rows = load(job, k), np.flatnonzero(job.fold != k)
+        net = load(job, k)
+        change(net, job, k)
+        return net
+
+    train.make_model = make_model
+
+
+def linear_probe_first(C: float = 0.003):
+    """The head starts as a logistic regression on the pretrained text vectors (LP-FT, Kumar et al. 2022)."""
+
+    def change(net, job, k):
+        rows, how = np.flatnonzero(job.fold != k), (job.collator(), job.config.device, job.config.precision)
         head, net.head, net.labels = net.head, nn.Identity(), net.head.in_features
-        how = (job.collator(), job.config.device, job.config.precision)
         x = train.predict_logits(net, train.subset(job.tokens, rows), *how)
         net.head, net.labels = head, head.out_features
         mean, spread = x.mean(0), x.std(0) + 1e-6  # a dimension may be constant
@@ -243,35 +253,24 @@ def linear_probe_first(C: float = 0.003):
             weight = fit.coef_[0] / spread
             head.weight.data[j] = torch.from_numpy(weight)
             head.bias.data[j] = float(fit.intercept_[0] - weight @ mean)
-        return net
 
-    train.make_model = make_model
+    after_loading(change)
 
 
 def embeddings_frozen():
-    load = train.make_model
-
-    def make_model(job, k):
-        net = load(job, k)
-        net.encoder.get_input_embeddings().requires_grad_(False)
-        return net
-
-    train.make_model = make_model
+    after_loading(lambda net, job, k: net.encoder.get_input_embeddings().requires_grad_(False))
 
 
 def fresh_top_layer():
     """The last layer starts anew (Zhang et al. 2021)."""
-    load = train.make_model
 
-    def make_model(job, k):
-        net = load(job, k)
+    def change(net, job, k):
         for module in train.layers_of(net.encoder)[-1].modules():
             if isinstance(module, nn.Linear):
                 module.weight.data.normal_(std=0.02)
                 module.bias.data.zero_()
-        return net
 
-    train.make_model = make_model
+    after_loading(change)
 
 
 def longer_mean():
@@ -377,8 +376,10 @@ def table(args) -> None:
         paths = [args.folder / slug(name, seed) / "metrics.json" for seed in range(args.seeds)]
         if runs := {i: json.loads(p.read_text()) for i, p in enumerate(paths) if p.exists()}:
             found[name] = runs
-    print("\n| recipe | seeds | macro-F1 | deviation | to the defaults | seed 0 [95 % interval] | minutes |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "\n| recipe | seeds | macro-F1 | deviation | to the defaults | seed 0 [95 % interval] | mean avg precision | minutes |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     base = found.get("defaults", {})
     for name, runs in found.items():
         f1 = {i: r["macro_f1_cross_fitted"] for i, r in runs.items()}
@@ -387,9 +388,9 @@ def table(args) -> None:
         low, high = runs.get(0, {}).get("macro_f1_cross_fitted_ci95", (np.nan, np.nan))
         gap = f"{np.mean(gaps):+.4f}" if gaps and name != "defaults" else ""
         minutes = np.mean([r["seconds"] for r in runs.values()]) / 60
-        print(
-            f"| {name} | {len(v)} | {v.mean():.4f} | {spread:.4f} | {gap} | [{low:.3f}, {high:.3f}] | {minutes:.1f} |"
-        )
+        ap = np.mean([x["average_precision"] for r in runs.values() for x in r["per_label"].values()])
+        score = f"{len(v)} | {v.mean():.4f} | {spread:.4f} | {gap} | [{low:.3f}, {high:.3f}]"
+        print(f"| {name} | {score} | {ap:.4f} | {minutes:.1f} |")
     for seed in range(args.seeds):
         members = [args.folder / slug(name, seed) / "oof.csv" for name, runs in found.items() if seed in runs]
         if len(members) > 1:
