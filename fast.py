@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from config import UserError
 from data import Collator, EmotionDataset, Tokens
 
 
@@ -143,6 +144,8 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         if self.size > 1:
+            if not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}:
+                raise UserError(f"WORLD_SIZE={self.size}, but not by torchrun - unset it, or use torchrun")
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             store, *_ = next(dist.rendezvous("env://"))  # after a restart it may hold the dead ones' keys

@@ -163,6 +163,23 @@ def test_a_rank_that_is_left_alone_says_so_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "rank 3: Connection closed by peer\n"
 
 
+def test_a_world_size_that_torchrun_did_not_set_is_named(tmp_path):
+    """A cluster's environment may export it; predict.py, which never meets other ranks, goes on."""
+    csv, env = write_csv(tmp_path / "a.csv", make_rows(10)), {**os.environ, "WORLD_SIZE": "2"}
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        env.pop(name, None)
+    for program, words in (
+        ("train.py", "WORLD_SIZE=2, but not by torchrun"),
+        ("predict.py", "no finished run"),
+    ):
+        argv = [sys.executable, str(HERE / program), *(["--train", csv] if program == "train.py" else [])]
+        done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr, (
+            done.stderr
+        )
+        assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
     """Every row once; the ranks' weights make their mean the mean of all; sorted rows give near-equal tokens."""
