@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
-from config import BUNDLED, UserError
+from config import BUNDLED, UserError, warn
 from data import Collator, EmotionDataset, Tokens, token_batches
 from run import file_sha256
 
@@ -140,6 +140,19 @@ def load_encoder(path: str) -> nn.Module:
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
         raise unfit(path, f"{lacks} - config.json and the weights file belong to different models")
     return encoder
+
+
+def check_padding(name: str, encoder: nn.Module, tokens: Tokens, collate: Collator) -> None:
+    """Run the shortest text alone and beside the longest: what needs more than text is refused (UserError),
+    and of an encoder that heeds padding (FNet, ConvBERT, YOSO) there is a warning."""
+    rows, n = EmotionDataset(tokens), tokens.lengths
+    short = np.where(n > 0, n, n.max()).argmin()
+    with plain_errors(name), torch.inference_mode():
+        batches = (collate([rows[i] for i in pick]) for pick in ([short], [short, n.argmax()]))
+        alone, beside = (encoder(**b).last_hidden_state[0, : n[short]] for b in batches)
+    if (gap := float((alone - beside).abs().max() / alone.abs().max())) > 1e-4:
+        what = f"padding moves this encoder's vectors by up to {gap:.2%}"
+        warn(f"--model {name}: {what} - scores of a text change with the texts beside it")
 
 
 class EmotionClassifier(nn.Module):

@@ -41,8 +41,8 @@ import report
 from config import BUNDLED, HERE, Interrupted, Signals, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text, length_batches, read_csv
 from data import read_npy, text_hashes, tokenize
-from model import EmotionClassifier, EncoderInfo, autocast, hub_revision, inspect_encoder, layers_of
-from model import length_multiple, load_encoder, predict_logits, resolve_device, sigmoid
+from model import EmotionClassifier, EncoderInfo, autocast, check_padding, hub_revision, inspect_encoder
+from model import layers_of, length_multiple, load_encoder, predict_logits, resolve_device, sigmoid
 from run import Run, damage, describe, differing, file_sha256, json_sha256
 from run import locked, read_json, whole, write_json
 
@@ -81,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         job = prepare(config, signals, ranks)
         config = job.config
         encoder = load_encoder(job.info.path)
+        check_padding(config.model, encoder, job.tokens, job.collator())
         run = open_run(job, encoder, argv)
         job = shrink_vocabulary(job, encoder)
         del encoder

@@ -100,6 +100,33 @@ def test_trains_saves_and_loads(kind, tmp_path):
     )  # whatever the batch and the padding
 
 
+def padding_check(folder):
+    info = M.inspect_encoder(str(folder))
+    tokens, _ = batch_of(info.tokenizer)
+    M.check_padding("m", M.load_encoder(info.path), tokens, Collator(info.tokenizer.pad_token_id))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_padding_changes_nothing(kind, tmp_path, capsys):
+    padding_check(make(tmp_path, kind))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_text_refused(tmp_path, capsys):
+    """FNet mixes all positions, Nystromformer takes means over the padding too; X-MOD wants to be told a language."""
+    tokenizer = make_tokenizer()
+    for make_config in (T.FNetConfig, T.NystromformerConfig, T.XmodConfig):
+        torch.manual_seed(0)
+        T.AutoModel.from_config(make_config(vocab_size=len(tokenizer), **SIZE)).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        if make_config is T.XmodConfig:
+            with pytest.raises(UserError, match="language unknown"):
+                padding_check(tmp_path)
+        else:
+            padding_check(tmp_path)
+            assert "padding moves" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_shrunk_token_table_computes_the_same(kind, tmp_path):
     """20 steps in fp32 without dropout on the whole table and on the rows that occur: the same weights to 1e-5."""
