@@ -134,18 +134,19 @@ def co_occurrence(y: np.ndarray) -> np.ndarray:
 
 def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], title: str) -> None:
     """Six panels: losses, macro-F1, precision-recall, F1 per label, reliability, co-occurrence."""
-    names = [name.replace("$", r"\$") for name in names]  # else matplotlib reads mathematics
+    # $: matplotlib reads mathematics; one name of 300 letters would leave no room for the axes
+    names = [name[:24].replace("$", r"\$") for name in names]
     figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     losses, f1s, pr, bars, calibration, pairs = axes = figure.subplots(2, 3).ravel()
-    figure.suptitle(title.replace("$", r"\$"), fontsize=13)
+    figure.suptitle(title[-140:].replace("$", r"\$"), fontsize=13)
     shown = np.argsort(-y.sum(0), kind="stable")[:MOST]
     for k in sorted({r["fold"] for r in log}):
         rows, colour = [r for r in log if r["fold"] == k], COLOURS[k % len(COLOURS)]
         train, val, f1 = ([r[x] for r in rows] for x in ("train_loss", "val_loss", "macro_f1"))
         epochs = [r["epoch"] + 1 for r in rows]
-        losses.plot(epochs, train, "--", color=colour, lw=1.2)
-        losses.plot(epochs, val, "-", color=colour, lw=1.6)
+        losses.plot(epochs, train, "o--", color=colour, lw=1.2, ms=3)
+        losses.plot(epochs, val, "o-", color=colour, lw=1.6, ms=3)
         f1s.plot(epochs, f1, "o-", color=colour, lw=1.6, ms=4, label=f"fold {k}" if k < 10 else None)
     for j, colour in zip(shown, COLOURS, strict=False):
         if 0 < y[:, j].sum() < len(y):
@@ -162,8 +163,9 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
     f1 = metrics.precision_recall_f1(metrics.confusion(y, pred))[2]
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     spread = np.abs(np.stack([f1 - low, high - f1]))[:, order]
+    bars.barh(range(len(order)), f1[order], xerr=spread, color=COLOURS[5], ecolor="black", capsize=3)
     label = [f"{names[j]} ({int(y[:, j].sum())})" for j in order]
-    bars.barh(label, f1[order], xerr=spread, color=COLOURS[5], ecolor="black", capsize=3)
+    bars.set_yticks(range(len(order)), label, fontsize=min(10, 160 / len(order)))
     true, said = co_occurrence(y[:, shown]), co_occurrence(pred[:, shown])
     pairs.imshow(true, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(~np.eye(len(shown), dtype=bool)):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ def test_co_occurrence_by_hand():
     assert report.co_occurrence(y).tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("labels", [1, 5, 30])
-def test_draws_the_same_picture_twice_whatever_the_labels(labels):
+@pytest.mark.parametrize(
+    "labels, name", [(1, "label"), (5, "$"), (5, "x" * 300), (30, "label"), (60, "label")]
+)
+def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypatch):
     rng = np.random.default_rng(0)
     y = (rng.random((80, labels)) < 0.3).astype(np.float32)
     y[:, -1] = 0  # a label without positives
@@ -44,14 +47,20 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels):
         p > 0.5,
         np.full(labels, 0.5),
         metrics.bootstrap_f1(y, p > 0.5, 20),
-        [f"label {j}" for j in range(labels)],
-        "t",
+        [f"{name} {j}" for j in range(labels)],
+        "t" * 300,
     )
-    pictures = []
+    figures, pictures, make = [], [], report.Figure
+    monkeypatch.setattr(report, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
     for _ in range(2):
         f = io.BytesIO()
         report.draw_report(f, *args)
         pictures.append(f.getvalue())
+    bars = figures[0].axes[3]
+    ticks = sorted(t.get_window_extent().extents[[1, 3]].tolist() for t in bars.get_yticklabels())
+    assert len(ticks) == labels and all(a[1] <= b[0] + 1 for a, b in itertools.pairwise(ticks))
+    assert min(ax.get_window_extent().width for ax in figures[0].axes) > 150
+    assert all(line.get_marker() == "o" for line in figures[0].axes[0].lines)  # one epoch is a point
     assert pictures[0] == pictures[1] and pictures[0].startswith(b"\x89PNG") and len(pictures[0]) > 20_000
 
 
