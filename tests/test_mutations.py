@@ -109,7 +109,7 @@ def place(tmp_path_factory, bert, finished):
         train.inspect_encoder(str(bert)),
         predict.inspect_encoder(str(finished / "fold_0")).tokenizer,
     )
-    real = train.inspect_encoder
+    real, encoder = train.inspect_encoder, train.load_encoder(str(bert))
 
     def open_run(job, encoder, argv):
         jobs.append(job)
@@ -128,7 +128,7 @@ def place(tmp_path_factory, bert, finished):
     with pytest.MonkeyPatch.context() as m:
         m.chdir(d)
         m.setattr(train, "inspect_encoder", lambda name: info if name == str(bert) else real(name))
-        m.setattr(train, "load_encoder", lambda path: None)
+        m.setattr(train, "load_encoder", lambda path: encoder)
         m.setattr(train, "open_run", open_run)
         m.setattr(train, "shrink_vocabulary", lambda job, encoder: job)
         m.setattr(train, "write_totals", lambda job, run: None)
