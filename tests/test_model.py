@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import fast
 import model as M
+import train
 from config import BUNDLED, UserError
 from data import Collator, EmotionDataset, tokenize
 
@@ -112,7 +113,9 @@ def test_padding_changes_nothing(kind, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_text_refused(tmp_path, capsys):
+def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_text_refused(
+    tmp_path, train_csv, capsys
+):
     """FNet mixes all positions, Nystromformer takes means over the padding too; X-MOD wants to be told a language."""
     tokenizer = make_tokenizer()
     for make_config in (T.FNetConfig, T.NystromformerConfig, T.XmodConfig):
@@ -120,8 +123,18 @@ def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_tex
         T.AutoModel.from_config(make_config(vocab_size=len(tokenizer), **SIZE)).save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
         if make_config is T.XmodConfig:
-            with pytest.raises(UserError, match="language unknown"):
-                padding_check(tmp_path)
+            argv = [
+                "--model",
+                str(tmp_path),
+                "--max-length",
+                "32",
+                "--train",
+                str(train_csv),
+                "--out",
+                str(tmp_path / "run"),
+            ]
+            assert train.main(argv) == 2 and not (tmp_path / "run").exists()
+            assert "language unknown" in capsys.readouterr().err
         else:
             padding_check(tmp_path)
             assert "padding moves" in capsys.readouterr().err
