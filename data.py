@@ -86,12 +86,14 @@ def _columns(path: str, head: list[str], text_column: str | None, labels: list[s
     names = [n for n in TEXT_NAMES if n in head and n not in labels] if text_column is None else [text_column]
     if "text" not in names and len(names) > 1:
         raise UserError(f"{path}:1: {' and '.join(names)} could both be the text - choose with --text-column")
+    if head[0].lower().startswith("sep="):
+        raise UserError(f"{path}:1: {head[0]!r} is no header - remove this line, and separate by commas")
     if not names:
         sep = next((s for s in ";\t|" if len(head) == 1 and s in head[0]), None)
         mend = f"separate the fields by commas, not {sep!r}" if sep else "name the text with --text-column"
         raise UserError(f"{path}:1: no text column; {found} - {mend}")
     text = names[0]
-    if text not in ("text", text_column) and not quiet:
+    if (text != "text" or len(names) > 1) and text_column is None and not quiet:
         print(f"text column: {text}")
     if text not in head:
         raise UserError(f"{path}:1: no column {text!r}; {found} - see --text-column")
@@ -152,7 +154,8 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
     if blank and not quiet:
         warn(f"{path}: {blank} blank line(s) skipped")
     if id_at is None and not quiet:
-        warn(f"{path}: no id column - row numbers from 0 are used")
+        like = next((f" (but {h!r}: rename it)" for h in header if h.lower() == "id"), "")
+        warn(f"{path}: no id column{like} - row numbers from 0 are used")
     if bad and required:
         row, name, value = bad[0]
         others = ", ".join(dict.fromkeys(str(r) for r, _, _ in bad[1:5]))
@@ -261,6 +264,7 @@ def tokenize(tokenizer, texts: list[str], max_length: int, chunk: int = 1000) ->
     ids, lengths, cut = [np.zeros(0, np.int32)], [0], 0
     for i in range(0, len(texts), chunk):
         rows = tokenizer(texts[i : i + chunk], max_length=max_length, **options)["input_ids"]
+        rows = [r or [tokenizer.pad_token_id] for r in rows]  # blank, to a tokenizer without special tokens
         if full := [texts[i + j] for j, r in enumerate(rows) if len(r) >= max_length]:
             longer = tokenizer(full, max_length=max_length + 1, **options)["input_ids"]
             cut += sum(len(r) > max_length for r in longer)  # exactly full is not cut

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from config import UserError
+from config import UserError, ranks
 from data import Collator, EmotionDataset, Tokens
 
 
@@ -139,7 +139,7 @@ class Ranks:
     """
 
     def __init__(self):
-        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.size = ranks()
         self.own = [self.rank] if self.rank else []  # what tells a rank's dropout from rank 0's
 
     def __enter__(self) -> "Ranks":
@@ -147,7 +147,7 @@ class Ranks:
             if not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}:
                 raise UserError(f"WORLD_SIZE={self.size}, but not by torchrun - unset it, or use torchrun")
             if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             store, *_ = next(dist.rendezvous("env://"))  # after a restart it may hold the dead ones' keys
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -243,7 +243,7 @@ def predict_logits(model: nn.Module, tokens: Tokens, collate: Collator, device: 
     for rows in token_batches(tokens.lengths, batch_tokens):
         batch = collate([dataset[i] for i in rows])
         with autocast(device, precision):
-            logits = model(**{k: v.to(device, non_blocking=True) for k, v in batch.items()})
+            logits = model(**{k: v.to(device) for k, v in batch.items()})
         out[rows] = logits.float().cpu().numpy()
         check()
     model.train(was_training)

@@ -14,6 +14,7 @@ import dataclasses
 import gzip
 import itertools
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ import metrics
 from data import Collator, check_file, csv_text, normalise, read_chunks, read_npy, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, length_multiple, predict_logits, resolve_device, sigmoid
 from report import label_table
-from run import Run, commit, damage, file_sha256, json_sha256, locked, read_json, write_json, writing
+from run import Run, commit, damage, file_sha256, json_sha256, locked, read_json, sweep, write_json, writing
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
@@ -39,6 +40,7 @@ class Ensemble:
         """Check every file of every fold. UserError that names what is missing, damaged or of another run."""
         if not folder:
             finished = sorted(Path("runs").glob("*/DONE.json"), key=lambda p: p.stat().st_mtime_ns)
+            finished = [p for p in finished if not re.search(r"\.old\d+$", p.parent.name)]
             if not finished:
                 mend = "train one first (python train.py), or name its folder with --run"
                 raise UserError(f"no finished run in runs/ - {mend}")
@@ -113,12 +115,14 @@ def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarra
     for name, value in zip(labels, th, strict=True):
         if not 0 <= value <= 1:  # nan as well
             raise UserError(f"{path}: the threshold of {name} is {value} - it must lie between 0 and 1")
-    if (beside := path.with_suffix(".json")).is_file():
-        origin = read_json(beside)
-        if (theirs := origin.get("labels")) != labels:
-            raise UserError(f"{path}: its labels are {theirs}, the run's are {labels} - {mend}")
-        if origin.get("run") != run.key:
-            warn(f"{path}: these thresholds were chosen for another run")
+    beside = path.resolve().with_suffix(".json")
+    origin = read_json(beside) if beside.is_file() else {}
+    if (theirs := origin.get("labels", labels)) != labels:
+        raise UserError(f"{path}: its labels are {theirs}, the run's are {labels} - {mend}")
+    if not origin:
+        print(f"{path}: without {beside.name}; taken in the order {', '.join(labels)}")
+    elif origin.get("run") != run.key:
+        warn(f"{path}: these thresholds were chosen for another run")
     return th.astype(np.float32)
 
 
@@ -187,13 +191,14 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     run, labels = ensemble.run, ensemble.labels
     config = dataclasses.replace(config, text_column=config.text_column or ensemble.settings["text_column"])
     th = read_thresholds(config.thresholds, run, labels)
+    input_sha256 = file_sha256(config.input)
     n, scored = survey(config, run, labels)
     ensemble.keep = n > CHUNK and ensemble.fits()
     free, need = shutil.disk_usage(paths[0].parent).free / 1e9, n * 16e-9 * (1 + len(labels)) * len(paths)
     if free < need:
         raise UserError(f"{paths[0].parent}: {free:.2f} GB free, about {need:.2f} GB needed - make room")
-    how = [ensemble.precision, ensemble.device, config.text_column, config.calibrate, CHUNK]
-    key = json_sha256([run.key, file_sha256(config.input), th.tolist(), *how, *map(str, paths)])
+    how = [ensemble.precision, ensemble.device, config.text_column, config.calibrate, CHUNK, *map(str, paths)]
+    key = json_sha256([file_sha256(run.path / "DONE.json"), input_sha256, th.tolist(), *how])
     work = Work(paths, key, len(labels))
     begun, done = work.chunks, min(work.chunks * CHUNK, n)
     if done:
@@ -210,6 +215,8 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
                 work.exact += int((table.labels == found).all(1).sum())
             work.append(table.ids, labels, found, ensemble.calibrated(p) if config.calibrate else p)
             bar.update(len(table))
+    if file_sha256(config.input) != input_sha256:
+        raise UserError(f"{config.input}: changed while it was read - the same command begins anew", 1)
     work.finish()
     print("\n".join(f"wrote {path} ({n} rows)" for path in paths))
     with (gzip.open if paths[0].suffix == ".gz" else open)(paths[0], "rt", encoding="utf-8", newline="") as f:
@@ -244,10 +251,12 @@ class Work:
     def __init__(self, paths: list[Path], key: str, labels: int):
         self.paths, self.key, self.note = paths, key, Path(f"{paths[0]}.part.json")
         self.parts = [Path(f"{p}.part") for p in paths]
-        self.lock = locked(self.parts[0])  # until this object is gone
-        if not self.lock.__enter__():
-            mend = "wait for it, or choose another --output"
-            raise UserError(f"{paths[0]}: another predict.py is writing it - {mend}")
+        self.locks = [locked(part) for part in self.parts]  # until this object is gone
+        for path, lock in zip(paths, self.locks, strict=True):
+            if not lock.__enter__():
+                mend = "wait for it, or choose another --output"
+                raise UserError(f"{path}: another predict.py is writing it - {mend}")
+        sweep(self.note.parent, of=self.note.name)
         progress = [0, 0, [[0] * labels] * 4, [0] * len(paths)]
         with contextlib.suppress(UserError):  # no note, or a damaged one: from the first row
             old = read_json(self.note, sealed=True)

@@ -3,6 +3,7 @@
 y and pred (N, C), p (N, C), th (C,): out-of-fold rows; `pred` is the cross-fitted verdict.
 """
 
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -136,6 +137,7 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
     """Six panels: losses, macro-F1, precision-recall, F1 per label, reliability, co-occurrence."""
     # $: matplotlib reads mathematics; one name of 300 letters would leave no room for the axes
     names = [name[:24].replace("$", r"\$") for name in names]
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # labels in a script that the font lacks
     figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     losses, f1s, pr, bars, calibration, pairs = axes = figure.subplots(2, 3).ravel()

@@ -40,9 +40,9 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole(folder: Path):
-    """A temporary folder; when the block ends well, each file in it moves whole into `folder`."""
-    new = {"prefix": ".tmp-", "dir": folder, "ignore_cleanup_errors": True}
+def whole(folder: Path, of: str = ""):
+    """A temporary folder (.tmp-<of>...); when the block ends well, its files move whole into `folder`."""
+    new = {"prefix": f".tmp-{of}", "dir": folder, "ignore_cleanup_errors": True}
     with writing(folder), tempfile.TemporaryDirectory(**new) as temporary:
         yield Path(temporary)
         for name in sorted(os.listdir(temporary)):
@@ -53,7 +53,7 @@ def write_json(path: Path, value: dict, seal: bool = False) -> None:
     """With `seal` the value carries a checksum of its own, which `read_json` then asks for."""
     value = {**value, "sha256": json_sha256(value)} if seal else value
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with whole(path.parent) as temporary:  # a file name that is not UTF-8 becomes \udcxx, as JSON writes it
+    with whole(path.parent, path.name) as temporary:  # what is not UTF-8 becomes \udcxx, as JSON writes it
         (temporary / path.name).write_bytes(text.encode(errors="backslashreplace"))
 
 
@@ -118,11 +118,11 @@ def locked(path: Path, wait: bool = False):
         yield free
 
 
-def sweep(folder: Path, everything: bool = False) -> None:
+def sweep(folder: Path, everything: bool = False, of: str = "") -> None:
     """Remove what dead processes left half-written, or all but the lock; call it under the folder's lock."""
     with writing(folder):
         for path in folder.iterdir():
-            if path.name.startswith(".tmp-") or everything and path.name != "lock":
+            if path.name.startswith(f".tmp-{of}") or everything and path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -133,7 +133,7 @@ class Run:
         try:
             self.same = read_json(path / "env.json", sealed=True)["same"]
         except UserError as e:
-            raise UserError(f"{e} - put it back from a copy, or begin anew with --restart") from e
+            raise UserError(f"{e} - put it back from a copy, or begin anew with train.py --restart") from e
         self.path, self.key, self.folds = path, json_sha256(self.same)[:16], self.same["settings.folds"]
 
     @classmethod
@@ -163,7 +163,8 @@ class Run:
                 pairs = ((k, run.same.get(k), new.get(k)) for k in sorted({*run.same, *new}))
                 if changed := "; ".join(f"{k}: {a!s:.24} -> {b!s:.24}" for k, a, b in pairs if a != b):
                     raise UserError(f"{path}: holds another run ({changed}) - other --out, or --restart")
-                write_json(path / "config.json", config)
+                if damage(path, run.key):  # else the totals' checksum of it stands
+                    write_json(path / "config.json", config)
         return run
 
     @staticmethod

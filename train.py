@@ -39,8 +39,8 @@ import fast
 import metrics
 import report
 from config import BUNDLED, HERE, Interrupted, Signals, UserError, identity, warn
-from data import Collator, EmotionDataset, Table, Tokens, assign_folds, csv_text, length_batches, read_csv
-from data import read_npy, text_hashes, tokenize
+from data import Collator, EmotionDataset, Table, Tokens, assign_folds, check_file, csv_text, length_batches
+from data import read_csv, read_npy, text_hashes, tokenize
 from model import EmotionClassifier, EncoderInfo, autocast, check_padding, hub_revision, inspect_encoder
 from model import layers_of, length_multiple, load_encoder, predict_logits, resolve_device, sigmoid
 from run import Run, damage, describe, differing, file_sha256, json_sha256
@@ -60,6 +60,7 @@ class Job:
 
     config: Config
     table: Table
+    data_sha256: str
     hashes: np.ndarray  # uint64 (N,)
     fold: np.ndarray  # int16 (N,)
     tokens: Tokens
@@ -100,14 +101,18 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     if config.fold is not None and config.fold >= config.folds:
         raise UserError(f"--fold {config.fold}: folds are numbered from 0 to {config.folds - 1}")
     device, precision = resolve_device(config.device, config.precision)
+    data_sha256 = file_sha256(check_file(config.train, "a CSV"))
     table = read_csv(config.train, config.text_column, config.labels)
+    if file_sha256(config.train) != data_sha256:
+        raise UserError(f"{config.train}: changed while it was read - the same command reads it again")
     hashes = text_hashes(table.texts)
     fold = assign_folds(table.labels, hashes, config.folds if config.folds > 1 else 5, config.seed)
     info = inspect_encoder(config.model)
     small, few = info.parameters < SMALL, len(table) < 1000
     lr = config.lr or (5e-5 if not small else 3e-4 if few else 1.5e-4)
     epochs = config.epochs or (3 if small else 4)
-    config = dataclasses.replace(config, device=device, precision=precision, lr=lr, epochs=epochs)
+    chosen = {"device": device, "precision": precision, "lr": lr, "epochs": epochs}
+    config = dataclasses.replace(config, model=config.model.rstrip("/") or "/", **chosen)
     if info.max_positions and config.max_length > info.max_positions:
         most = f"{config.model} takes at most {info.max_positions} tokens"
         raise UserError(f"--max-length {config.max_length}: {most}")
@@ -125,7 +130,8 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     if n := np.isin(hashes, read_npy(seen, "u", "text hashes")).sum() if of_run else 0:
         trained = "texts are among those this encoder was trained on"
         warn(f"{n} of {len(hashes)} {trained} - scores on them are too good")
-    return Job(config, table, hashes, fold, tokens, info, signals, ranks, info.tokenizer.pad_token_id)
+    pad_id = info.tokenizer.pad_token_id
+    return Job(config, table, data_sha256, hashes, fold, tokens, info, signals, ranks, pad_id)
 
 
 def shrink_vocabulary(job: Job, encoder: nn.Module) -> Job:
@@ -144,7 +150,7 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
         if not tensor.isfinite().all():
             raise UserError(f"--model {config.model}: its weights {name} hold nan or inf - use a sound copy")
         sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
-    size, data = sum(t.nbytes for t in weights.values()), file_sha256(config.train)
+    size, data = sum(t.nbytes for t in weights.values()), job.data_sha256
     packages = (torch, transformers, tokenizers, safetensors, np)
     same = {f"settings.{k}": v for k, v in identity(config).items()}
     same |= {f"code.{name}": file_sha256(HERE / name) for name in CODE}
@@ -284,8 +290,11 @@ class Fold:
     def update_mean(self) -> None:
         """After a step. The decay grows to --ema: the start is soon forgotten (as in TensorFlow's EMA)."""
         if self.mean:
-            decay = min(self.job.config.ema, (1 + self.at["taken"]) / (10 + self.at["taken"]))
-            torch._foreach_lerp_(self.mean, self.weights(), 1 - decay)
+            torch._foreach_lerp_(self.mean, self.weights(), self.part(self.at["taken"]))
+
+    def part(self, taken: int) -> float:
+        """The share of the mean that a step replaces; 1 with --ema 0."""
+        return 1 - min(self.job.config.ema, (1 + taken) / (10 + taken))
 
     @contextlib.contextmanager
     def averaged(self):
@@ -380,7 +389,6 @@ def train_fold(job: Job, run: Run, k: int) -> None:
             with fold.averaged():
                 row, p = judge(fold, rate)
                 at["log"].append(row)
-                print(report.epoch_line(row, config.epochs), flush=True)
                 if config.keep == "last" or better(row, at["best"]):
                     at["best"] = row
                     at["files"] = keep_epoch(fold, p)
@@ -389,6 +397,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
             at["epoch"], at["step"], at["seconds"] = at["epoch"] + 1, 0, time.monotonic() - began
             if at["epoch"] < config.epochs:
                 fold.save()
+            print(report.epoch_line(row, config.epochs), flush=True)
             job.signals.check()
     except Interrupted:
         at["seconds"] = time.monotonic() - began
@@ -416,17 +425,17 @@ def train_epoch(fold: Fold) -> float:
     epoch, size, ranks = at["epoch"], config.batch_size, job.ranks
     dataset, collate = EmotionDataset(job.tokens, job.table.labels), job.collator()
     order = length_batches(job.tokens.lengths[fold.train], size * config.accumulate, [config.seed, k, epoch])
-    fold.batches = [fold.train[b] for b in order]
-    todo, clock = range(at["step"], len(at["stats"])), time.monotonic()
+    fold.batches, pinned = [fold.train[b] for b in order], config.device == "cuda"
+    todo, taken, clock = range(at["step"], len(at["stats"])), at["taken"], time.monotonic()
     for step in tqdm(todo, f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None):
         torch.manual_seed(seed_of(config.seed, k, epoch, step, *ranks.own))
         for group in fold.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * fold.lr_factor(at["taken"])
         rows, share = ranks.share(fold.batches[step])
         micro = [collate([dataset[i] for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
-        if config.device == "cuda":
+        if pinned:
             micro = [{name: t.pin_memory() for name, t in b.items()} for b in micro]
-        micro = [{name: t.to(config.device, non_blocking=True) for name, t in b.items()} for b in micro]
+        micro = [{name: t.to(config.device, non_blocking=pinned) for name, t in b.items()} for b in micro]
         scale = fold.scaler.get_scale()
         stats = train_step(fold.net, fold.optimizer, fold.scaler, micro, config, fold.pos_weight, share)
         at["stats"][step] = ranks.mean(stats)
@@ -437,6 +446,8 @@ def train_epoch(fold: Fold) -> float:
         if time.monotonic() - fold.last_state > STATE_EVERY:
             fold.save()
     check_finite(fold)
+    if todo and at["taken"] == taken:
+        warn(f"fold {k}: fp16 overflowed in every step of epoch {epoch + 1} - see --precision")
     return sum(len(fold.batches[i]) for i in todo) / max(1e-9, time.monotonic() - clock)
 
 
@@ -499,10 +510,12 @@ def keep_epoch(fold: Fold, p: np.ndarray) -> dict:
     if fold.job.ranks.rank:
         return {}
     config = fold.job.config
-    rate = config.lr * config.weight_decay
-    decay = [1 - rate * fold.lr_factor(i) for i in range(fold.at["taken"])]  # of token rows that never occur
+    rate, last, left = config.lr * config.weight_decay, 1.0, 1.0
+    for i in range(0 if config.freeze else fold.at["taken"]):  # what decay leaves of token rows that never
+        last *= 1 - rate * fold.lr_factor(i)  # occur, and of their running mean
+        left += (last - left) * fold.part(i + 1)
     with whole(fold.folder) as temporary:
-        with fast.whole_embedding(fold.model.encoder, 1.0 if config.freeze else math.prod(decay)) as encoder:
+        with fast.whole_embedding(fold.model.encoder, left) as encoder:
             encoder.save_pretrained(temporary)
         fold.job.info.tokenizer.save_pretrained(temporary)
         fold.model.save_head(temporary / "head.safetensors")

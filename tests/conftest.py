@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same bytes again are promised on a CPU only
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a background shell or nohup ignores these, and we honour that

@@ -56,7 +56,8 @@ def test_config_files_are_checked_like_flags(tmp_path, values, words):
 
 
 def test_config_file_lies_under_the_flags(tmp_path):
-    (tmp_path / "c.json").write_text(json.dumps({"lr": 1, "epochs": 7, "patience": None}))
+    text = json.dumps({"lr": 1, "epochs": 7, "patience": None})
+    (tmp_path / "c.json").write_text("\ufeff" + text)  # as Notepad saves it
     c = parse(Config, ["--epochs", "3", "--config", str(tmp_path / "c.json")])
     assert c.lr == 1 and c.epochs == 3 and c.batch_size == 16
 

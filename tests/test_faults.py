@@ -715,13 +715,112 @@ def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, tes
     assert sorted(os.listdir(tmp_path)) == [f"p{ending}", f"s{ending}"]
 
 
-def test_two_predictions_into_one_file(clean, tmp_path, test_csv, capsys):
+@pytest.mark.parametrize("taken", ["s.csv", "p.csv"])
+def test_two_predictions_into_one_file(taken, clean, tmp_path, test_csv, capsys):
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
-    with locked(tmp_path / "s.csv.part") as free:
+    argv += ["--probabilities", str(tmp_path / "p.csv")]
+    with locked(tmp_path / f"{taken}.part") as free:
         assert free
         assert predict.main(argv) == 2
-    one_line(capsys, "s.csv: another predict.py is writing it")
+    one_line(capsys, f"{taken}: another predict.py is writing it")
     assert predict.main(argv) == 0
+
+
+def test_a_prediction_killed_within_its_note_leaves_nothing(clean, tmp_path, test_csv, monkeypatch):
+    """A process that is gone can't remove its temporary folder: the next one does, but no other's."""
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+    for name in (".tmp-s.csv.part.jsonabc", ".tmp-other.csv.part.jsonabc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "s.csv.part.json").write_text("{")
+    assert predict.main(argv) == 0
+    assert sorted(os.listdir(tmp_path)) == [".tmp-other.csv.part.jsonabc", "s.csv"]
+    made, real = [], run_module.tempfile.TemporaryDirectory
+    monkeypatch.setattr(
+        run_module.tempfile, "TemporaryDirectory", lambda **k: made.append(k["prefix"]) or real(**k)
+    )
+    assert predict.main(argv) == 0
+    assert set(made) == {".tmp-s.csv.part.json"}  # the very name that the next call looks for
+
+
+def test_a_run_trained_anew_is_predicted_anew(command, copy, tmp_path, test_csv, monkeypatch, capsys):
+    """Chunks written by the weights of before must not stay; settings and data are the same."""
+    argv = ["--run", str(copy), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+    monkeypatch.setattr(predict, "CHUNK", 11)
+    with monkeypatch.context() as m:
+        at_call(m, predict.Work, "append", 3, die)
+        with pytest.raises(Killed):
+            predict.main(argv)
+    done = json.loads((copy / "DONE.json").read_text())
+    done.pop("sha256")
+    write_json(copy / "DONE.json", {**done, "again": 1}, seal=True)
+    capsys.readouterr()
+    assert predict.main(argv) == 0 and "goes on" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["train", "predict"])
+def test_a_file_saved_while_it_is_read(when, command, clean, tmp_path, test_csv, data, monkeypatch, capsys):
+    """Half of what was read would be of the old file, and checksums of the new one."""
+    if when == "train":
+        path, module, name = shutil.copy(data, tmp_path / "x.csv"), train, "read_csv"
+        argv = [*command, "--train", str(path), "--out", str(tmp_path / "run")]
+    else:
+        path, module, name = shutil.copy(test_csv, tmp_path / "x.csv"), predict, "survey"
+        argv = ["--run", str(clean), "--input", str(path), "--output", str(tmp_path / "s.csv")]
+    real = getattr(module, name)
+
+    def saved(*args):
+        found = real(*args)
+        with open(path, "a") as f:
+            f.write("late,a dog,0,1,0,0,1\n")
+        return found
+
+    with monkeypatch.context() as m:
+        m.setattr(module, name, saved)
+        assert module.main(argv) == (2 if when == "train" else 1)
+    one_line(capsys, "x.csv: changed while it was read")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "s.csv").exists()
+    assert module.main(argv) == 0
+    if when == "predict":
+        assert (tmp_path / "s.csv").read_text().splitlines()[-1].startswith("late,")
+
+
+def test_another_path_to_the_same_data_leaves_a_finished_run_whole(
+    command, copy, data, tmp_path, monkeypatch
+):
+    """Stopped before the totals are written again."""
+    same = shutil.copy(data, tmp_path / "same.csv")
+    with monkeypatch.context() as m:
+        at_call(m, train, "write_totals", 1, die, after=False)
+        with pytest.raises(Killed):
+            train.main([*command, "--train", str(same), "--out", str(copy)])
+    assert predict.main(["--run", str(copy), "--text", "x"]) == 0
+
+
+def test_a_reader_that_has_gone_and_a_file_that_may_not_be_read(clean, test_csv, tmp_path):
+    argv = [sys.executable, str(HERE.parent / "predict.py"), "--run", str(clean), "--input", str(test_csv)]
+    p = subprocess.Popen([*argv, "--output", str(tmp_path / "s.csv")], stdout=-1, stderr=-1, text=True)
+    p.stdout.close()
+    err = p.stderr.read()
+    assert p.wait() == 128 + signal.SIGPIPE and "Traceback" not in err and "Exception ignored" not in err
+    assert err.splitlines()[-1] == "stopped: nobody reads the output - the same command goes on from here"
+    with open("/dev/full", "w") as full:
+        p = subprocess.run([*argv, "--output", str(tmp_path / "t.csv")], stdout=full, stderr=-1, text=True)
+    assert p.returncode == 2 and "error: output: No space left on device" in p.stderr
+
+
+def test_a_file_that_may_not_be_read(clean, capsys, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(run_module, "file_sha256", refused)
+    assert predict.main(["--run", str(clean), "--text", "x"]) == 2
+    one_line(capsys, "Permission denied", str(clean))
+
+
+def test_interrupted_while_it_imports(tmp_path):
+    code = "import os, signal, sys; sys.argv = ['train.py']; import config; config.check_flags(config.Config); os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("limit", [10, 900, 3000, 30_000, 100_000, 170_000])
@@ -837,9 +936,17 @@ def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted)
         train.main([*command, "--out", str(tmp_path / "other")])
 
 
-def test_out_of_memory_in_prediction(clean, tmp_path, test_csv, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words",
+    (
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Invalid buffer size: 9.75 GB",  # MPS
+    ),
+)
+def test_out_of_memory_in_prediction(words, clean, tmp_path, test_csv, monkeypatch, capsys):
     def no_memory(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise RuntimeError(words)
 
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
     with monkeypatch.context() as m:

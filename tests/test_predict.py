@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_bert, make_rows, write_csv
+from tokenizers import processors
 
 import metrics
 import model as M
@@ -225,6 +226,37 @@ def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
         predict.main([*argv, "a.csv"]) == 0 and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
     )
     assert len({tuple(r[1:]) for r in read("a.csv")}) > 20 and len({tuple(r[1:]) for r in read("b.csv")}) == 2
+
+
+def test_a_second_column_that_could_be_the_text_is_said(finished, capsys):
+    Path("new.csv").write_text("id,comment_text,text\n1,a,b\n")
+    assert predict.main(["--run", str(finished), "--input", "new.csv"]) == 0
+    assert "text column: text\n" in capsys.readouterr().out
+    Path("new.csv").write_text("id,text\n1,a\n")
+    assert predict.main(["--run", str(finished), "--input", "new.csv"]) == 0
+    assert "text column" not in capsys.readouterr().out
+
+
+def test_a_run_that_was_renamed_away_is_not_the_newest(finished, capsys):
+    shutil.copytree(finished, "runs/a")
+    shutil.copytree(finished, "runs/a.old1")
+    os.utime("runs/a/DONE.json", (1, 1))
+    assert predict.main(["--text", "a dog"]) == 0
+    assert "run runs/a (finished last of 1)" in capsys.readouterr().out
+
+
+def test_a_blank_text_without_special_tokens(finished):
+    tokenizer = M.inspect_encoder(str(finished / "fold_0")).tokenizer
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokens = tokenize(tokenizer, ["", "a dog"], 8)
+    assert tokens.lengths.tolist() == [1, 2] and tokens.ids[0] == tokenizer.pad_token_id
+
+
+def test_a_notebooks_backend_for_drawing_is_not_asked_for(tmp_path):
+    env = {**os.environ, "MPLBACKEND": "a_backend_of_elsewhere"}
+    argv = [sys.executable, HERE / "predict.py", "--run", "nowhere"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 2 and done.stderr.startswith("error: --run nowhere"), done.stderr
 
 
 def test_seen_texts_are_counted(finished, train_csv, capsys):

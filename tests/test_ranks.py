@@ -180,6 +180,17 @@ def test_a_world_size_that_torchrun_did_not_set_is_named(tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("rank, size", [("1", None), ("", ""), ("", None), (None, "abc"), ("x", "1")])
+def test_a_rank_that_torchrun_did_not_set_is_none(rank, size, monkeypatch):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert config.ranks() == (0, 1)
+    with fast.Ranks() as r:
+        assert (r.rank, r.size, r.own) == (0, 1, [])
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
     """Every row once; the ranks' weights make their mean the mean of all; sorted rows give near-equal tokens."""

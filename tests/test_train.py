@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_rows, outputs, write_csv
+from conftest import LABELS, WORDS, make_rows, outputs, write_csv
 from sklearn.metrics import f1_score
 
 import metrics
@@ -319,6 +319,39 @@ def test_the_head_starts_at_each_labels_share(flags, tmp_path):
         train.prepare(parse(Config, [*flags, "--pos-weight"]), None, train.fast.Ranks()), 1
     )
     assert balanced.head.bias.abs().max() < 0.5  # there all labels count as equally frequent
+
+
+@pytest.mark.parametrize("ema", ["0", "0.99"])
+def test_token_rows_that_never_occur_are_saved_as_training_them_would(ema, flags, tmp_path, monkeypatch):
+    """They get no gradient but decay, and the running mean follows that."""
+    rows = [[i, "a dog" if "1" in y[:2] else "the rain", *y] for i, _, *y in make_rows(60)]
+    rows = [[i, f"{text} {WORDS[int(i) % 9]} {WORDS[int(i) // 9]}", *y] for i, text, *y in rows]
+    argv = [*flags, "--train", str(write_csv(tmp_path / "t.csv", rows)), "--weight-decay", "0.5"]
+    argv, saved = [*argv, "--ema", ema, "--fold", "0"], []
+    for shrunk in (True, False):
+        out = tmp_path / str(shrunk)
+        with monkeypatch.context() as m:
+            if not shrunk:
+                m.setattr(train.fast, "shrinkable", lambda *a: False)
+            assert train.main([*argv, "--out", str(out)]) == 0
+        saved.append(M.load_encoder(str(out / "fold_0")).state_dict())
+    assert all(torch.allclose(p, saved[1][n], rtol=0, atol=1e-7) for n, p in saved[0].items())
+
+
+def test_fp16_that_never_takes_a_step_is_said(flags, tmp_path, capsys, monkeypatch):
+    real = train.loss_per_row
+    argv = [*flags, "--fold", "0", "--precision", "fp16", "--epochs", "1", "--out"]
+    assert train.main([*argv, str(tmp_path / "a")]) == 0 and "overflowed" not in capsys.readouterr().err
+    monkeypatch.setattr(train, "loss_per_row", lambda *a: 1e20 * real(*a))
+    assert train.main([*argv, str(tmp_path / "b")]) == 0
+    assert "fold 0: fp16 overflowed in every step of epoch 1" in capsys.readouterr().err
+
+
+def test_a_slash_after_the_model_is_no_other_model(flags, tmp_path, capsys):
+    assert train.main([*flags, "--fold", "0", "--out", str(tmp_path / "a")]) == 0
+    flags[flags.index("--model") + 1] += "/"
+    assert train.main([*flags, "--fold", "0", "--out", str(tmp_path / "a")]) == 0
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_patience_stops_early(flags, tmp_path, monkeypatch):
