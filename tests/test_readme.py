@@ -38,6 +38,7 @@ def test_every_flag_the_readme_names_exists():
         "--profile",
         "--rows",
         "--transfer",
+        "--notebook",
         "--repeats",
     } | TORCHRUN
     assert {f for f in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} <= known
