@@ -796,7 +796,7 @@ def test_another_path_to_the_same_data_leaves_a_finished_run_whole(
     assert predict.main(["--run", str(copy), "--text", "x"]) == 0
 
 
-def test_a_reader_that_has_gone_and_a_file_that_may_not_be_read(clean, test_csv, tmp_path):
+def test_a_reader_that_has_gone_and_a_full_disk_behind_the_output(clean, test_csv, tmp_path):
     argv = [sys.executable, str(HERE.parent / "predict.py"), "--run", str(clean), "--input", str(test_csv)]
     p = subprocess.Popen([*argv, "--output", str(tmp_path / "s.csv")], stdout=-1, stderr=-1, text=True)
     p.stdout.close()
