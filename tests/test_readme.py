@@ -40,6 +40,8 @@ def test_every_flag_the_readme_names_exists():
         "--transfer",
         "--notebook",
         "--repeats",
+        "--whole",
+        "--against",
     } | TORCHRUN
     assert {f for f in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)} <= known
 
