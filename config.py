@@ -40,7 +40,7 @@ def arg(default, help: str, low: float | None = None, high: float | None = None)
 
 @dataclass(frozen=True)
 class Config:
-    """One training run. `None` means: chosen by the encoder's size (printed), or off."""
+    """Train one run. --lr and --epochs, left out, follow the encoder's size."""
 
     model: str = arg(BUNDLED, "encoder: a name on the Hugging Face Hub, a local folder, or the bundled one")
     train: str = arg(str(HERE / "examples" / "train.csv"), "CSV with id, text and one 0/1 column per label")
@@ -53,7 +53,7 @@ class Config:
     accumulate: int = arg(1, "forward passes per optimizer step", 1, 10_000)
     lr: float | None = arg(None, "peak rate (default: by parameters and rows, see README)", 1e-12, 1.0)
     weight_decay: float = arg(0.01, "AdamW's decay, on matrices only (none on biases and norms)", 0, 1)
-    warmup_ratio: float = arg(0.1, "share of the steps in which the rate rises from 0", 0, 1)
+    warmup_ratio: float = arg(0.1, "share of the steps in which the rate rises", 0, 1)
     scheduler: Literal["linear", "cosine", "constant"] = arg("linear", "learning rate after the warm-up")
     max_grad_norm: float = arg(1.0, "gradients are clipped to this norm", 1e-9, 1e9)
     max_length: int = arg(128, "longest text in tokens, special ones included; the rest is cut", 3, 1_000_000)
@@ -62,7 +62,7 @@ class Config:
     loss: Literal["bce", "focal"] = arg("bce", "binary cross-entropy, or focal loss (gamma 2)")
     pos_weight: bool = arg(False, "weigh positives by negatives/positives of the training fold, at most 100")
     label_smoothing: float = arg(0.0, "targets 0/1 become e/2 and 1 - e/2", 0, 0.99)
-    ema: float = arg(0.99, "decay of the running mean of the weights, which is kept; 0: the last", 0, 0.9999)
+    ema: float = arg(0.99, "decay of the running mean of the weights, which is kept; 0: no mean", 0, 0.9999)
     keep: Literal["best", "last"] = arg("best", "epoch that is kept: best macro-F1 at 0.5, or last")
     patience: int | None = arg(None, "stop after this many epochs without a better macro-F1", 1, 10_000)
     freeze: int = arg(0, "embeddings and this many lower layers stay as they are (0: none)", 0, 1000)
@@ -70,13 +70,13 @@ class Config:
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
     seed: int = arg(42, "seed of the folds, the head, dropout and the order of rows", 0, 2**31 - 1)
     out: str | None = arg(None, "run folder (default: runs/<model>-<hash of settings and data>)")
-    restart: bool = arg(False, "rename what --out holds away and begin anew")
+    restart: bool = arg(False, "rename the run folder away and begin anew")
     debug: bool = arg(False, "show the traceback of an error")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """One call of predict.py."""
+    """Average the folds of a finished run over new texts."""
 
     run: str | None = arg(None, "run folder (default: the run in runs/ that finished last)")
     input: str = arg(str(HERE / "examples" / "test.csv"), "CSV with the texts (.csv or .csv.gz)")
@@ -84,7 +84,7 @@ class PredictConfig:
     probabilities: str | None = arg(None, "also write the averaged probabilities to this CSV")
     thresholds: str | None = arg(None, "th.npy, or one number for all labels (default: the run's own th.npy)")
     calibrate: bool = arg(False, "correct probabilities by label (Platt, on out-of-fold rows)")
-    text: list[str] | None = arg(None, "predict these texts instead of a file, and print the result")
+    text: list[str] | None = arg(None, "predict these texts, print the result, write no file")
     text_column: str | None = arg(None, "column that holds the text (default: text, or one usual other name)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: what is fast here")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to predict")
@@ -109,13 +109,15 @@ def parse(kind: type, argv: list[str] | None = None):
     for f in dataclasses.fields(kind):
         type_, choices, _ = _plain(f.type)
         text, default = f.metadata["help"].replace("%", "%%"), f.default_factory()
-        text += "" if default is None or type_ is bool or "default" in text else f" (default: {default})"
-        of_kind = {bool: {"action": argparse.BooleanOptionalAction}, list: {"nargs": "+", "metavar": "NAME"}}
+        shown = " ".join(default) if isinstance(default, list) else default
+        text += "" if default is None or type_ is bool or "default" in text else f" (default: {shown})"
+        many = {"nargs": "+", "metavar": f.name.rstrip("s").upper()}
+        of_kind = {bool: {"action": argparse.BooleanOptionalAction}, list: many}
         options = of_kind.get(type_, {"type": type_, "choices": choices, "metavar": None if choices else "X"})
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
         parser.add_argument(*names, help=text, **options)
     if kind is Config:
-        parser.add_argument("--config", help="config.json of a run: its settings, under the flags given here")
+        parser.add_argument("--config", metavar="FILE", help="config.json of a run; flags given count more")
     given = vars(parser.parse_args(argv))
     values = _read_config(given.pop("config")) if "config" in given else {}
     known = [f.name for f in dataclasses.fields(kind)]
@@ -154,10 +156,10 @@ def _check(f: dataclasses.Field, value) -> None:
         if blank or not isinstance(text, str) or re.search(broken, text):
             raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
     if f.name == "labels":
-        wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text", "label"))
+        wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text"))
         if wrong or not value:
             what = ", ".join(wrong) or "none"
-            raise UserError(f"--labels: {what} - name each label once, and none id, fold, text or label")
+            raise UserError(f"--labels: {what} - name each label once, and none id, fold or text")
 
 
 def _read_config(path: str) -> dict:
@@ -196,6 +198,7 @@ def exit_codes(main):
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         say = functools.partial(print, file=sys.stderr, flush=True)
+        debug = "--debug" in (sys.argv[1:] if argv is None else argv)
         for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run whose terminal is ASCII
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -209,7 +212,7 @@ def exit_codes(main):
             say("stopped: nobody reads the output - the same command goes on from here")
             return 128 + signal.SIGPIPE
         except (UserError, OSError) as e:
-            if "--debug" in (sys.argv[1:] if argv is None else argv):
+            if debug:
                 raise
             if isinstance(e, OSError):  # a file that may not be read, a full disk behind stdout
                 e = UserError(f"{e.filename or 'output'}: {e.strerror or e}")
@@ -224,10 +227,10 @@ def exit_codes(main):
         except (RuntimeError, MemoryError) as e:
             what = " ".join(str(e).split())[:200]
             full = "out of memory|allocate memory|ALLOC_FAILED|Invalid buffer size"
-            if isinstance(e, MemoryError) or re.search(full, what):
-                mend = "free some, and the same command goes on; or begin anew with a smaller --batch-size"
-                say(f"error: out of memory ({what}) - {mend} and a larger --accumulate: equal steps")
-            elif LEADS:
+            if not debug and (isinstance(e, MemoryError) or re.search(full, what)):
+                mend = "free some, and the same command goes on; to train anew, a smaller --batch-size"
+                say(f"error: out of memory ({what}) - {mend} with a larger --accumulate takes equal steps")
+            elif LEADS or debug:
                 raise
             else:
                 say(f"rank {os.environ['RANK']}: {what}")

@@ -29,7 +29,7 @@ csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses lon
 
 @dataclass
 class Table:
-    """Rows of a CSV. `labels` is float32 (N, C), or None when not asked for or not in the file."""
+    """Rows of a CSV. `labels` is float32 (N, C), or None when a column is missing or a cell is not 0/1."""
 
     path: str
     ids: list[str]

@@ -193,6 +193,3 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values)
         return values
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return self.sum(values) / self.size

@@ -2,7 +2,7 @@
 
 Shapes: y and pred (N, C) of 0/1, p (N, C) probabilities, th (C,) thresholds, fold (N,). A label is detected
 when its probability >= its threshold; 0/0 counts as 0 (scikit-learn's zero_division=0). One more metric: add
-it to `scores`.
+it to `scores_from_counts`, or to `per_label`.
 """
 
 import numpy as np

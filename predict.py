@@ -4,7 +4,7 @@ Rows in chunks -> tokens, once for all folds -> mean of the folds' probabilities
 does not grow with the input; a killed call goes on at the last whole chunk. From Python: `predict_emotions`.
 """
 
-from config import PredictConfig, Signals, UserError, check_flags, exit_codes, parse, warn
+from config import PredictConfig, Signals, UserError, check_flags, exit_codes, flag, parse, warn
 
 if __name__ == "__main__":
     check_flags(PredictConfig)
@@ -146,6 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(PredictConfig, argv)
     with Signals() as signals:
         if config.text is not None:
+            for name, default in dataclasses.asdict(PredictConfig()).items():
+                if name in ("input", "output", "probabilities") and getattr(config, name) != default:
+                    raise UserError(f"{flag(name)}: --text reads and writes no file - leave one of them out")
             how = (config.run, config.thresholds, config.device, config.precision, config.calibrate)
             for r in predict_emotions(config.text, *how):
                 print(f"Text: {r['text']}")

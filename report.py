@@ -99,10 +99,8 @@ def label_table(table: dict[str, dict]) -> str:
 
 def closing_table(values: dict) -> str:
     """`metrics.summary` as text: per label, thresholds by name, and the three ways to score side by side."""
-    lines = [label_table(values["per_label"])]
-    lines.append(
-        "thresholds: " + ", ".join(f"{n} {r['threshold']:.3f}" for n, r in values["per_label"].items())
-    )
+    chosen = ", ".join(f"{n} {r['threshold']:.3f}" for n, r in values["per_label"].items())
+    lines = [label_table(values["per_label"]), f"thresholds: {chosen}"]
     lines.append(f"{'out-of-fold':<35}| macro-F1 | micro-F1 | exact match")
     notes = ("at 0.5", "tuned on the same rows (optimistic)", "cross-fitted (quote this one)")
     for how, note in zip(("at_half", "tuned", "cross_fitted"), notes, strict=True):
@@ -120,10 +118,8 @@ def likely_errors(ids: list[str], texts: list[str], fold, y, p: np.ndarray, name
     lines = [["id", "fold", "label", "given", "probability", "loss", "text"]]
     for cell in np.argsort(q, axis=None, kind="stable")[:ERRORS].tolist():
         i, j = divmod(cell, len(names))
-        loss = -np.log(max(q[i, j], 1e-12))
-        lines.append(
-            [ids[i], int(fold[i]), names[j], int(y[i, j]), f"{p[i, j]:.6f}", f"{loss:.4f}", texts[i]]
-        )
+        numbers = int(y[i, j]), f"{p[i, j]:.6f}", f"{-np.log(max(q[i, j], 1e-12)):.4f}"
+        lines.append([ids[i], int(fold[i]), names[j], *numbers, texts[i]])
     return lines
 
 

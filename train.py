@@ -38,7 +38,7 @@ from tqdm import tqdm
 import fast
 import metrics
 import report
-from config import BUNDLED, HERE, Interrupted, Signals, UserError, identity, warn
+from config import HERE, Interrupted, Signals, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, check_file, csv_text, length_batches
 from data import read_csv, read_npy, text_hashes, tokenize
 from model import EmotionClassifier, EncoderInfo, autocast, check_padding, hub_revision, inspect_encoder
@@ -212,14 +212,11 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def make_model(job: Job, k: int) -> EmotionClassifier:
-    """The pretrained encoder with the head of fold k, on the device; lower layers frozen as asked.
-
-    Rare labels else spend the first epoch on learning that they are rare.
-    """
+    """The pretrained encoder with the head of fold k, on the device; lower layers frozen as asked."""
     config = job.config
     torch.manual_seed(seed_of(config.seed, k))
     model = EmotionClassifier(load_encoder(job.info.path), len(config.labels), config.pooling, config.dropout)
-    if not config.pos_weight:  # which makes all labels equally frequent
+    if not config.pos_weight:  # which makes all labels equally frequent; rare ones else spend an epoch on it
         share = job.table.labels[job.fold != k].mean(0).clip(0.001, 0.999)
         model.start_at(torch.from_numpy(share))
     if job.used is not None:
@@ -438,7 +435,7 @@ def train_epoch(fold: Fold) -> float:
         micro = [{name: t.to(config.device, non_blocking=pinned) for name, t in b.items()} for b in micro]
         scale = fold.scaler.get_scale()
         stats = train_step(fold.net, fold.optimizer, fold.scaler, micro, config, fold.pos_weight, share)
-        at["stats"][step] = ranks.mean(stats)
+        at["stats"][step] = ranks.sum(stats) / ranks.size
         at["taken"] += fold.scaler.get_scale() >= scale  # fp16: smaller means that the step was skipped
         at["step"] = step + 1
         fold.update_mean()
@@ -567,8 +564,8 @@ def write_totals(job: Job, run: Run) -> None:
         done = {"run": run.key, "files": describe(run.path, TOTALS)}
         write_json(run.path / "DONE.json", done, seal=True)
     print(report.closing_table(values))
-    default = Path(config.train).parent.name == "examples" and config.model == BUNDLED
-    more = "" if default else " --input new.csv"
+    sample = Path(config.train).resolve() == HERE / "examples" / "train.csv"
+    more = "" if sample else " --input new.csv"
     print(f"done: {run.path} | next: python predict.py --run {run.path}{more}")
 
 

@@ -294,6 +294,7 @@ PREDICT_ERRORS = [
     ("device not here", NEW, ["--device", "mps"], ["--device mps", "--device auto"]),
     ("no text after --text", NEW, ["--text"], ["--text"]),
     ("text that is no text", NEW, ["--text", "caf\udce9"], ["--text"]),
+    ("--text and files", NEW, ["--text", "x", "--probabilities", "{d}/p.csv"], ["--text reads and writes no file"]),
 ]  # fmt: skip
 
 
@@ -335,6 +336,7 @@ TRAIN_ODD = [
     ("label all 0", sheet(rows=[r[:-1] + "0" for r in ROWS]), [], ["label anger: 0 positives"], IDS),
     ("no labels in any row", sheet(rows=[r[:-3] + "0,0" for r in ROWS]), [], ["label joy: 0 positives"], IDS),
     ("one label", sheet(), ["--labels", "joy"], [], IDS),
+    ("a label named label", sheet().replace("joy", "label"), ["--labels", "label"], [], IDS),
     ("same text, other labels", sheet("13,i am so,1,0", "14,I  AM so,0,1"), [], [], [*IDS, "13", "14"]),
     ("as many folds as texts", sheet(rows=ROWS[:3]), ["--folds", "3"], ["positives for 3 folds"], IDS[:3]),
     ("hold-out of few texts", sheet(rows=ROWS[:5]), ["--folds", "1"], ["positives for 5 folds"], None),

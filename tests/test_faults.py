@@ -952,7 +952,9 @@ def test_out_of_memory_in_prediction(words, clean, tmp_path, test_csv, monkeypat
     with monkeypatch.context() as m:
         m.setattr(predict, "predict_logits", no_memory)
         assert predict.main(argv) == 1
-    one_line(capsys, "out of memory", "the same command goes on")
+        one_line(capsys, "out of memory", "the same command goes on")
+        with pytest.raises(RuntimeError):
+            predict.main([*argv, "--debug"])
     assert not (tmp_path / "s.csv").exists()
     assert predict.main(argv) == 0
 

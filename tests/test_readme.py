@@ -31,7 +31,6 @@ def test_every_flag_the_readme_names_exists():
     }
     known |= {
         "--config",
-        "--index-url",
         "--help",
         "--max-restarts",
         "--quick",
@@ -40,6 +39,8 @@ def test_every_flag_the_readme_names_exists():
         "--transfer",
         "--notebook",
         "--repeats",
+        "--seeds",
+        "--only",
         "--whole",
         "--against",
     } | TORCHRUN
