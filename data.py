@@ -35,6 +35,7 @@ class Table:
     ids: list[str]
     texts: list[str]
     labels: np.ndarray | None
+    text_column: str = "text"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,13 +79,15 @@ def _rows(path: str) -> Iterator[list[str]]:
 
 
 def _columns(path: str, head: list[str], text_column: str | None, labels: list[str], required: bool,
-             quiet: bool) -> tuple[int, int | None, list[int]]:  # fmt: skip
+             quiet: bool, prefer: str | None) -> tuple[int, int | None, list[int]]:  # fmt: skip
     """Positions of the text, (if any) the id and the label columns; no name may be doubled or missing."""
     found = f"the columns are {', '.join(map(repr, head))[:300]}"
     if twice := sorted({h for h in head if h and head.count(h) > 1}):
         raise UserError(f"{path}:1 column {twice[0]!r}: stands twice in the header - rename or remove one")
-    names = [n for n in TEXT_NAMES if n in head and n not in labels] if text_column is None else [text_column]
-    if "text" not in names and len(names) > 1:
+    text_column = text_column or (None if prefer in TEXT_NAMES else prefer)
+    names = [n for n in dict.fromkeys([prefer, *TEXT_NAMES]) if n in head and n not in labels]
+    names = names if text_column is None else [text_column]
+    if len(names) > 1 and names[0] not in ("text", prefer):
         raise UserError(f"{path}:1: {' and '.join(names)} could both be the text - choose with --text-column")
     if head[0].lower().startswith("sep="):
         raise UserError(f"{path}:1: {head[0]!r} is no header - remove this line, and separate by commas")
@@ -111,11 +114,12 @@ def _columns(path: str, head: list[str], text_column: str | None, labels: list[s
 
 
 def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int, required: bool = True,
-                quiet: bool = False) -> Iterator[Table]:  # fmt: skip
+                quiet: bool = False, prefer: str | None = None) -> Iterator[Table]:  # fmt: skip
     """Tables of at most `rows` rows each, in the file's order; always one, even if empty.
 
     Ids and texts stay as written ('NA' is a text, 007 an id); without an id column the row number from 0 is
     the id. With `required` false, labels that are missing or not 0/1 give `labels` None and a warning.
+    `prefer` is the column that a run learned from: before the usual names, and alone if it is none of them.
     Messages count the header as row 1, as spreadsheets do.
     """
     check_file(path, "a CSV")
@@ -125,15 +129,16 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
     if not any(header):
         raise UserError(f"{path}:1: the header is empty")
     header = [h.strip("\ufeff \t") for h in header]
-    text_at, id_at, label_at = _columns(path, header, text_column, labels, required, quiet)
+    text_at, id_at, label_at = _columns(path, header, text_column, labels, required, quiet, prefer)
     ids, texts, marks, blank = [], [], bytearray(), 0
     bad, wrong = [], 0  # the first few cells that are not 0/1, and how many there are
 
     def table() -> Table:
         y = None if not label_at or WRONG in marks else np.array(marks, np.float32).reshape(-1, len(labels))
-        return Table(str(path), ids, texts, y)
+        return Table(str(path), ids, texts, y, header[text_at])
 
     for n, row in enumerate(reader, 2):
+        row = row or [""] * (len(header) == 1)  # a blank line of a single column is a blank text
         if not row:
             blank += 1
             continue
@@ -158,8 +163,8 @@ def read_chunks(path: str, text_column: str | None, labels: list[str], rows: int
         warn(f"{path}: no id column{like} - row numbers from 0 are used")
     if bad and required:
         row, name, value = bad[0]
-        others = ", ".join(dict.fromkeys(str(r) for r, _, _ in bad[1:5]))
-        more = f"; also row {others}; {wrong} cells in all" if len(bad) > 1 else ""
+        others = ", ".join(dict.fromkeys(str(r) for r, _, _ in bad[:5] if r != row))
+        more = (f"; also row {others}" if others else "") + (f"; {wrong} cells in all" if wrong > 1 else "")
         what = f"must be 0 or 1 ({value[:40]!r}{more})"
         raise UserError(f"{path}:{row} column {name!r}: {what} - write 0 or 1 in each cell")
     if bad and not quiet:

@@ -5,6 +5,7 @@ The head is the first notebook's for every encoder, its weights in fp32 and outs
 """
 
 import contextlib
+import functools
 import inspect
 import os
 import re
@@ -26,6 +27,7 @@ from run import file_sha256
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published file
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json",
                    "spm.model", "sentencepiece.bpe.model", "spiece.model")  # fmt: skip
+warn_once = functools.cache(warn)  # each fold loads the encoder
 
 
 def unfit(name: str, why: str) -> UserError:
@@ -70,7 +72,8 @@ def plain_errors(name: str):
         raise
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
         if os.path.isdir(name) or not isinstance(e, OSError):
-            raise unfit(name, f"can't be loaded ({type(e).__name__}: {str(e)[:200]})") from e
+            why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
+            raise unfit(name, f"can't be loaded ({type(e).__name__}: {why}) - use a sound copy") from e
         off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         why = "in the Hub cache, and HF_HUB_OFFLINE is set" if off else "to be had from the Hub or its cache"
         mend = f"download it where there is a network (hf download {name}), give a local folder"
@@ -100,9 +103,11 @@ def inspect_encoder(name: str) -> EncoderInfo:
         model, _ = skeleton(config)
         rows = model.get_input_embeddings().num_embeddings
     known = len(tokenizer)
-    if known > rows or known < 0.5 * rows and known < 100:
-        why = "they don't belong together, or tokenizer files are missing"
-        raise unfit(name, f"the tokenizer knows {known} tokens, the encoder {rows} - {why}")
+    if known > rows or known < 0.5 * rows:
+        words = f"the tokenizer knows {known} tokens, the encoder {rows} - they don't belong together, or"
+        if known > rows or known < 100:
+            raise unfit(name, f"{words} tokenizer files are missing")
+        warn(f"--model {name}: {words} tokenizer.json is cut")
     if tokenizer.pad_token_id is None:
         raise unfit(name, "the tokenizer has no padding token - use an encoder such as BERT or DeBERTa")
     positions = None
@@ -139,6 +144,9 @@ def load_encoder(path: str) -> nn.Module:
     if lacking := [k for k in info["missing_keys"] if "pooler" not in k]:
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
         raise unfit(path, f"{lacks} - config.json and the weights file belong to different models")
+    if unused := [k for k in info["unexpected_keys"] if re.search(r"\blayers?\.\d", k)]:
+        what = f"config.json leaves out {len(unused)} weights of whole layers (such as {unused[0]})"
+        warn_once(f"--model {path}: {what}")
     return encoder
 
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import itertools
 import os
 import re
@@ -119,9 +120,9 @@ def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarra
     origin = read_json(beside) if beside.is_file() else {}
     if (theirs := origin.get("labels", labels)) != labels:
         raise UserError(f"{path}: its labels are {theirs}, the run's are {labels} - {mend}")
-    if not origin:
-        print(f"{path}: without {beside.name}; taken in the order {', '.join(labels)}")
-    elif origin.get("run") != run.key:
+    if not origin and not np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds")):
+        warn(f"{path}: no {beside.name} says whose thresholds; taken in the order {', '.join(labels)}")
+    elif origin and origin.get("run") != run.key:
         warn(f"{path}: these thresholds were chosen for another run")
     return th.astype(np.float32)
 
@@ -192,22 +193,24 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     check_file(config.input, "--input")
     ensemble = Ensemble(config.run, config.device, config.precision)
     run, labels = ensemble.run, ensemble.labels
-    config = dataclasses.replace(config, text_column=config.text_column or ensemble.settings["text_column"])
+    if os.path.realpath(ensemble.settings["train"]) in map(str, paths):
+        raise UserError(f"{config.output}: is what the run was trained on - choose another --output")
+    prefer = ensemble.settings["text_column"]
     th = read_thresholds(config.thresholds, run, labels)
     input_sha256 = file_sha256(config.input)
-    n, scored = survey(config, run, labels)
+    n, scored = survey(config, run, labels, prefer)
     ensemble.keep = n > CHUNK and ensemble.fits()
     free, need = shutil.disk_usage(paths[0].parent).free / 1e9, n * 16e-9 * (1 + len(labels)) * len(paths)
     if free < need:
         raise UserError(f"{paths[0].parent}: {free:.2f} GB free, about {need:.2f} GB needed - make room")
     how = [ensemble.precision, ensemble.device, config.text_column, config.calibrate, CHUNK, *map(str, paths)]
-    key = json_sha256([file_sha256(run.path / "DONE.json"), input_sha256, th.tolist(), *how])
+    key = json_sha256([input_sha256, file_sha256(run.path / "DONE.json"), th.tolist(), *how])
     work = Work(paths, key, len(labels))
     begun, done = work.chunks, min(work.chunks * CHUNK, n)
     if done:
         print(f"goes on after row {done} of {n}")
     with tqdm(total=n, initial=done, unit="row", disable=None) as bar:
-        chunks = read_chunks(config.input, config.text_column, labels, required=False, rows=CHUNK, quiet=True)
+        chunks = read_chunks(config.input, config.text_column, labels, CHUNK, False, True, prefer)
         for table in itertools.islice(chunks, begun, None):
             p = np.zeros((0, len(labels)))
             if len(table):
@@ -230,11 +233,11 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
         print(" | ".join(f"{name} {s[name]:.4f}" for name in ("macro_f1", "micro_f1", "exact_match")))
 
 
-def survey(config: PredictConfig, run: Run, labels: list[str]) -> tuple[int, bool]:
+def survey(config: PredictConfig, run: Run, labels: list[str], prefer: str) -> tuple[int, bool]:
     """Rows, and whether all label columns are there and sound; warns of what looks wrong."""
     seen = read_npy(run.path / "texts.npy", "u", "text hashes")
     n, scored, odd = 0, True, Counter()
-    for table in read_chunks(config.input, config.text_column, labels, required=False, rows=CHUNK):
+    for table in read_chunks(config.input, config.text_column, labels, CHUNK, False, prefer=prefer):
         n, scored = n + len(table), scored and table.labels is not None
         known = np.isin(text_hashes(table.texts), seen).sum()
         odd["are blank; they are kept"] += sum(not normalise(t) for t in table.texts)
@@ -260,35 +263,46 @@ class Work:
                 mend = "wait for it, or choose another --output"
                 raise UserError(f"{path}: another predict.py is writing it - {mend}")
         sweep(self.note.parent, of=self.note.name)
-        progress = [0, 0, [[0] * labels] * 4, [0] * len(paths)]
+        nothing = [[0, hashlib.sha256().hexdigest()]] * len(paths)
+        notes = [{"key": key, "progress": [0, 0, [[0] * labels] * 4], "written": nothing}]
         with contextlib.suppress(UserError):  # no note, or a damaged one: from the first row
-            old = read_json(self.note, sealed=True)
-            sizes = zip(self.parts, old["progress"][-1], strict=False)
-            if old["key"] == key and all(p.is_file() and p.stat().st_size >= size for p, size in sizes):
-                progress = old["progress"]
-        self.chunks, self.exact, counts, sizes = progress
+            notes.insert(0, read_json(self.note, sealed=True))
+        for note in (note for note in notes if note["key"] == key):
+            sizes, sums = zip(*note["written"], strict=True)
+            self.sums = list(map(_cut, self.parts, sizes))
+            if tuple(h.hexdigest() for h in self.sums) == sums:
+                break
+        self.chunks, self.exact, counts = note["progress"]
         self.counts = np.array(counts)
-        for part, size in zip(self.parts, sizes, strict=True):
-            with writing(part), open(part, "ab") as f:
-                f.truncate(size)
 
     def append(self, ids: list[str], labels: list[str], *values: np.ndarray) -> None:
         """Add one chunk's values to each file, on disk before the note says so."""
-        for path, part, v in zip(self.paths, self.parts, values, strict=False):
+        for path, part, v, h in zip(self.paths, self.parts, values, self.sums, strict=False):
             raw = to_csv(ids, v, labels, self.chunks == 0).encode()
+            raw = gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw
+            h.update(raw)
             with writing(path), open(part, "ab") as f:
-                f.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+                f.write(raw)
                 f.flush()
                 os.fsync(f.fileno())
         self.chunks += 1
-        progress = [self.chunks, self.exact, self.counts.tolist(), [p.stat().st_size for p in self.parts]]
-        write_json(self.note, {"key": self.key, "progress": progress}, seal=True)
+        progress = [self.chunks, self.exact, self.counts.tolist()]
+        written = [[p.stat().st_size, h.hexdigest()] for p, h in zip(self.parts, self.sums, strict=True)]
+        write_json(self.note, {"key": self.key, "progress": progress, "written": written}, seal=True)
 
     def finish(self) -> None:
         for part, path in zip(self.parts, self.paths, strict=True):
             with writing(path):
                 commit(part, path)
         self.note.unlink()
+
+
+def _cut(part: Path, size: int):
+    """Cut the file to this size; the sha256 of what is left, to be updated by what follows."""
+    with writing(part):
+        os.truncate(part, size)
+        with open(part, "rb") as f:
+            return hashlib.file_digest(f, "sha256")
 
 
 def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool) -> str:

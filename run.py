@@ -99,8 +99,8 @@ def damage(folder: Path, key: str) -> str | None:
         done = read_json(folder / "DONE.json", sealed=True)
     except UserError as e:
         return str(e)
-    if done["run"] != key:
-        return f"{folder}: belongs to another run"
+    if done["run"] != key or f"fold_{done.get('fold')}" not in (folder.name, "fold_None"):
+        return f"{folder}: belongs to another run or fold"
     return differing(folder, done["files"])
 
 
@@ -133,7 +133,7 @@ class Run:
         try:
             self.same = read_json(path / "env.json", sealed=True)["same"]
         except UserError as e:
-            raise UserError(f"{e} - put it back from a copy, or begin anew with train.py --restart") from e
+            raise UserError(f"{e} - no run, or put it back from a copy (else train.py --restart)") from e
         self.path, self.key, self.folds = path, json_sha256(self.same)[:16], self.same["settings.folds"]
 
     @classmethod

@@ -112,7 +112,8 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     lr = config.lr or (5e-5 if not small else 3e-4 if few else 1.5e-4)
     epochs = config.epochs or (3 if small else 4)
     chosen = {"device": device, "precision": precision, "lr": lr, "epochs": epochs}
-    config = dataclasses.replace(config, model=config.model.rstrip("/") or "/", **chosen)
+    chosen |= {"model": config.model.rstrip("/") or "/", "text_column": table.text_column}
+    config = dataclasses.replace(config, **chosen)
     if info.max_positions and config.max_length > info.max_positions:
         most = f"{config.model} takes at most {info.max_positions} tokens"
         raise UserError(f"--max-length {config.max_length}: {most}")

@@ -674,6 +674,22 @@ def test_a_write_of_predict_that_fails(name, clean, tmp_path, test_csv, wanted, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "s.csv"]
 
 
+def test_a_flipped_byte_in_the_growing_output(clean, tmp_path, test_csv, monkeypatch, capsys):
+    out = tmp_path / "s.csv"
+    argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(out)]
+    monkeypatch.setattr(predict, "CHUNK", 11)
+    assert predict.main(argv) == 0
+    want = out.read_bytes()
+    with monkeypatch.context() as m:
+        at_call(m, predict, "write_json", 3, die)
+        with pytest.raises(Killed):
+            predict.main(argv)
+    flip(tmp_path / "s.csv.part", 40)
+    capsys.readouterr()
+    assert predict.main(argv) == 0 and out.read_bytes() == want
+    assert "goes on after row" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
 def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, test_csv, monkeypatch, capsys):
     out = tmp_path / f"s{ending}"

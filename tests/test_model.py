@@ -260,6 +260,27 @@ def test_missing_weights_are_an_error(tmp_path, bert):
         M.load_encoder(other)
 
 
+def test_weights_of_whole_layers_that_config_leaves_out_are_said(tmp_path, capsys):
+    folder = make_bert(tmp_path / "a")
+    M.load_encoder(str(folder))
+    assert "whole layers" not in capsys.readouterr().err
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    M.load_encoder(str(folder))
+    M.load_encoder(str(folder))  # each fold loads it
+    assert capsys.readouterr().err.count("leaves out 16 weights of whole layers (such as") == 1
+
+
+def test_a_tokenizer_of_far_fewer_tokens_is_said(tmp_path, capsys):
+    folder = make_bert(tmp_path / "a")
+    make_tokenizer(first=[f"w{i}" for i in range(99)]).save_pretrained(folder)
+    known = len(make_tokenizer(first=[f"w{i}" for i in range(99)]))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 3 * known}))
+    assert capsys.readouterr().err == "" and M.inspect_encoder(str(folder))
+    assert f"knows {known} tokens, the encoder {3 * known}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda p: (p / "tokenizer.json").unlink(), "no tokenizer file"),
     (lambda p: (p / "config.json").unlink(), "no config.json"),

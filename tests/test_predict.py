@@ -21,6 +21,7 @@ import model as M
 import predict
 from config import HERE, UserError
 from data import read_csv, tokenize
+from run import Run
 
 
 @pytest.fixture
@@ -210,6 +211,15 @@ def test_a_fold_of_another_run_is_refused(run, flags, tmp_path, test_csv, capsys
     assert "fold_1: belongs to another run" in capsys.readouterr().err
 
 
+def test_a_fold_in_the_place_of_another_is_refused_and_trained_again(run, test_csv, capsys):
+    shutil.rmtree(run / "fold_1")
+    shutil.copytree(run / "fold_0", run / "fold_1")
+    assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
+    assert "fold_1: belongs to another run or fold" in capsys.readouterr().err
+    assert list(Run(run).take()) == [1]
+    assert "fold 1 is trained again" in capsys.readouterr().out
+
+
 def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
     import train
 
@@ -226,6 +236,31 @@ def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
         predict.main([*argv, "a.csv"]) == 0 and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
     )
     assert len({tuple(r[1:]) for r in read("a.csv")}) > 20 and len({tuple(r[1:]) for r in read("b.csv")}) == 2
+
+
+def test_the_column_learned_from_goes_before_text(flags, tmp_path, monkeypatch, capsys):
+    """Trained on `review`, for want of `text`: of a file with both, `review` is read; of one with `text` alone, that."""
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    rows = make_rows(30)
+    path = str(write_csv(tmp_path / "t.csv", rows, ["id", "review", *LABELS]))
+    assert train.main([*flags, "--train", path, "--folds", "2", "--out", "r"]) == 0
+    both = str(
+        write_csv(tmp_path / "both.csv", [[r[0], "the dog", r[1]] for r in rows], ["id", "text", "review"])
+    )
+    one = str(write_csv(tmp_path / "one.csv", [[r[0], "the dog"] for r in rows], ["id", "text"]))
+    argv = ["--run", "r", "--probabilities", "p.csv", "--input"]
+    for new, column, distinct in ((path, "review", 20), (both, "review", 20), (one, None, 0)):
+        capsys.readouterr()
+        assert predict.main([*argv, new]) == 0
+        assert f"text column: {column}" in capsys.readouterr().out or column is None
+        assert len({tuple(r[1:]) for r in read("p.csv")}) > distinct
+    assert predict.main(["--run", "r", "--input", one, "--output", path]) == 2
+    assert "is what the run was trained on" in capsys.readouterr().err
+    assert (
+        train.main([*flags, "--config", "r/config.json", "--train", path, "--folds", "2", "--out", "r"]) == 0
+    )
 
 
 def test_a_second_column_that_could_be_the_text_is_said(finished, capsys):
