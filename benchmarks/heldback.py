@@ -1,6 +1,6 @@
 """Does the number that is printed hold on new rows? python benchmarks/heldback.py CSV DIR [--rows N] [--repeats 10] [--folds 3]
 
-Each repetition holds a third of the rows back, trains the folds on the rest exactly as train.py does, and keeps the
+Each repetition holds a third of the rows back, trains the folds on the rest as train.py does, and keeps the
 probabilities of every epoch in DIR/<repetition>.npz (what is there is not trained again). From the same runs come all
 tables: the printed number minus the truth, which is what predict.py gets on the rows held back, for each way to choose
 the epoch; thresholds of single folds on the mean of the folds; ways to smooth thresholds.

@@ -122,6 +122,7 @@ TRAIN_ERRORS = [
     *((f"label cell {v!r}", sheet(f"13,x,1,{v}"), [], ["train.csv:15 column 'anger': must be 0 or 1", repr(v)])
       for v in ("2", "-1", "0.5", "", " ", "nan", "NA", "yes", "1e0", "01", "0x1", "inf", "1;0", "\u0661", "1\u200b")),
     ("very long label cell", sheet("13,x,1," + LONG), [], [f"('{'x' * 40}')"]),
+    ("two wrong cells of a row", sheet("13,x,2,3"), [], ["train.csv:15 column 'joy': must be 0 or 1 ('2'; 2 cells in all)"]),
     ("many wrong label cells", sheet(*(f"{i},x,2,1" for i in range(13, 30))), [], ["train.csv:15 column 'joy'", "row 16, 17, 18, 19", "17 cells in all"]),
     ("wrong cell after a blank line and a long text", sheet("", '13,"a\nb",1,0', "14,x,1,7"), [], ["train.csv:17 column 'anger'", "('7')"]),
     ("quoted line breaks, then a short row", sheet('13,"a\n\nb",1,0', "14,x"), [], ["train.csv:16: 2 fields"]),

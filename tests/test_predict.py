@@ -246,6 +246,7 @@ def test_the_column_learned_from_goes_before_text(flags, tmp_path, monkeypatch, 
     rows = make_rows(30)
     path = str(write_csv(tmp_path / "t.csv", rows, ["id", "review", *LABELS]))
     assert train.main([*flags, "--train", path, "--folds", "2", "--out", "r"]) == 0
+    assert capsys.readouterr().out.endswith("next: python predict.py --run r --input new.csv\n")
     both = str(
         write_csv(tmp_path / "both.csv", [[r[0], "the dog", r[1]] for r in rows], ["id", "text", "review"])
     )
@@ -361,6 +362,7 @@ def test_the_literal_commands(tmp_path):
         and "cross-fitted (quote this one)" in done.stdout
     )
     run = next((tmp_path / "runs").iterdir())
+    assert done.stdout.endswith(f"next: python predict.py --run runs/{run.name}\n")  # on the sample
     assert (
         run.name.startswith("bert-base-uncased-")
         and json.loads((run / "env.json").read_text())["hub_revision"] == revision
