@@ -1208,9 +1208,8 @@ def test_model_folders_that_mean_harm(bert, command, tmp_path, capsys):
     for name in (remote, header, bomb):
         assert train.main([*command, "--model", str(name), "--out", str(tmp_path / "run")]) == 2
         err = capsys.readouterr().err
-        assert (
-            err.count("\n") == 1 and str(name) in err and "Re-running" not in err
-        )  # torch's advice to unpickle
+        assert err.startswith("error: ") and err.count("\n") == 1 and str(name) in err
+        assert "Re-running" not in err  # torch's advice to unpickle
     assert not made.exists() and not (tmp_path / "run").exists()
 
 
