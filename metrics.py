@@ -3,11 +3,10 @@
 Shapes: y and pred (N, C) of 0/1, p (N, C) probabilities, th (C,) thresholds, fold (N,). A label is detected
 when its probability >= its threshold; 0/0 counts as 0 (scikit-learn's zero_division=0). One more metric: add
 it to `scores_from_counts`, or to `per_label`.
+scikit-learn is imported by the two that need it: predict.py need not wait for it.
 """
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 GRID = np.linspace(0.1, 0.9, 17, dtype=np.float32)  # 0.10, 0.15 ... 0.90, as in the k-fold notebook
 
@@ -106,6 +105,8 @@ def table_from_counts(counts: np.ndarray, th: np.ndarray, names: list[str]) -> d
 
 def per_label(y: np.ndarray, p: np.ndarray, pred: np.ndarray, th: np.ndarray, names: list[str]) -> dict:
     """`table_from_counts` with average precision and ROC-AUC, which are None where a class is missing."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     table = table_from_counts(confusion(y, pred), th, names)
     for j, row in enumerate(table.values()):
         both = 0 < row["support"] < len(y)
@@ -132,6 +133,8 @@ def platt(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
     Without both classes, or where a <= 0 would turn the order of the scores round: (1, 0), no change.
     """
     if len(np.unique(y)) == 2:
+        from sklearn.linear_model import LogisticRegression
+
         fit = LogisticRegression(C=1e6, max_iter=1000).fit(logit(p)[:, None], y)
         if fit.coef_[0, 0] > 0:
             return float(fit.coef_[0, 0]), float(fit.intercept_[0])

@@ -28,7 +28,6 @@ from tqdm import tqdm
 import metrics
 from data import Collator, check_file, csv_text, normalise, read_chunks, read_npy, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, length_multiple, predict_logits, resolve_device, sigmoid
-from report import label_table
 from run import Run, commit, damage, file_sha256, json_sha256, locked, read_json, sweep, write_json, writing
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
@@ -228,6 +227,8 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     with (gzip.open if paths[0].suffix == ".gz" else open)(paths[0], "rt", encoding="utf-8", newline="") as f:
         print("".join(itertools.islice(f, 6)).rstrip("\n"))
     if scored and n:
+        from report import label_table  # not above: matplotlib takes a second to import
+
         print(label_table(metrics.table_from_counts(work.counts, th, labels)))
         s = metrics.scores_from_counts(work.counts, work.exact / n)
         print(" | ".join(f"{name} {s[name]:.4f}" for name in ("macro_f1", "micro_f1", "exact_match")))
