@@ -26,7 +26,7 @@ EMOTIONS = ["anger", "fear", "joy", "sadness", "surprise"]
 def ranks() -> tuple[int, int]:
     """torchrun's number of this process, and how many there are; clusters set these to other ends, too."""
     rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
-    size = int(size) if size.isdecimal() else 1
+    size = max(1, int(size)) if size.isdecimal() else 1
     return int(rank) if size > 1 and rank.isdecimal() else 0, size
 
 
@@ -108,14 +108,14 @@ def parse(kind: type, argv: list[str] | None = None):
     parser = Parser(allow_abbrev=False, description=kind.__doc__, argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(kind):
         type_, choices, _ = _plain(f.type)
-        text, default = f.metadata["help"].replace("%", "%%"), f.default_factory()
+        text, default = f.metadata["help"], f.default_factory()
         shown = " ".join(default) if isinstance(default, list) else default
         text += "" if default is None or type_ is bool or "default" in text else f" (default: {shown})"
         many = {"nargs": "+", "metavar": f.name.rstrip("s").upper()}
         of_kind = {bool: {"action": argparse.BooleanOptionalAction}, list: many}
         options = of_kind.get(type_, {"type": type_, "choices": choices, "metavar": None if choices else "X"})
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
-        parser.add_argument(*names, help=text, **options)
+        parser.add_argument(*names, help=text.replace("%", "%%"), **options)
     if kind is Config:
         parser.add_argument("--config", metavar="FILE", help="config.json of a run; flags given count more")
     given = vars(parser.parse_args(argv))

@@ -10,6 +10,7 @@ import difflib
 import gzip
 import hashlib
 import io
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,8 @@ from config import UserError, warn
 TEXT_NAMES = ("text", "comment_text", "sentence", "content", "review")
 TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 WRONG = 2  # marks any other cell
+# Pieces of a text, cut before a character that does not compose with the one before it.
+PIECES = re.compile(r"(?s).{1000,2000}?(?=[\0-\x7f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff])|.{1,2000}")
 csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses long texts
 
 
@@ -207,8 +210,13 @@ def normalise(text: str) -> str:
 
     By pieces, as the time for a run of combining marks grows with its square.
     """
-    pieces = (unicodedata.normalize("NFKC", text[i : i + 2000]) for i in range(0, len(text), 2000))
+    pieces = (unicodedata.normalize("NFKC", piece) for piece in PIECES.findall(text))
     return " ".join("".join(pieces).casefold().split())
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, control and format characters (zero-width space) alone."""
+    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
 
 
 def text_hashes(texts: list[str]) -> np.ndarray:

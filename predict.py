@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import metrics
-from data import Collator, check_file, csv_text, normalise, read_chunks, read_npy, text_hashes, tokenize
+from data import Collator, check_file, csv_text, is_blank, read_chunks, read_npy, text_hashes, tokenize
 from model import EmotionClassifier, inspect_encoder, length_multiple, predict_logits, resolve_device, sigmoid
 from run import Run, commit, damage, file_sha256, json_sha256, locked, read_json, sweep, write_json, writing
 
@@ -89,6 +89,8 @@ class Ensemble:
             if say:
                 print(f"Predicting fold {k} ...", flush=True)
             logits = predict_logits(self.model(k), tokens, collate, self.device, self.precision, check)
+            if not np.isfinite(logits).all():
+                raise UserError(f"fold {k}: logits are not finite - use --precision fp32", 1)
             total += sigmoid(logits)
         return (total / self.run.folds).astype(np.float32)
 
@@ -198,6 +200,8 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     th = read_thresholds(config.thresholds, run, labels)
     input_sha256 = file_sha256(config.input)
     n, scored = survey(config, run, labels, prefer)
+    if config.calibrate and not config.probabilities:
+        warn("--calibrate changes probabilities alone, no verdicts - see --probabilities")
     ensemble.keep = n > CHUNK and ensemble.fits()
     free, need = shutil.disk_usage(paths[0].parent).free / 1e9, n * 16e-9 * (1 + len(labels)) * len(paths)
     if free < need:
@@ -241,7 +245,7 @@ def survey(config: PredictConfig, run: Run, labels: list[str], prefer: str) -> t
     for table in read_chunks(config.input, config.text_column, labels, CHUNK, False, prefer=prefer):
         n, scored = n + len(table), scored and table.labels is not None
         known = np.isin(text_hashes(table.texts), seen).sum()
-        odd["are blank; they are kept"] += sum(not normalise(t) for t in table.texts)
+        odd["are blank; they are kept"] += sum(map(is_blank, table.texts))
         odd["hold NUL characters; the tokenizer drops them"] += sum("\0" in t for t in table.texts)
         odd["are among those this run was trained on; scores on them are too good"] += known
     for words, count in odd.items():

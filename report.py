@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_curve
 
 import metrics
 from config import warn
-from data import Table, Tokens, normalise
+from data import Table, Tokens, is_blank
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -59,7 +59,7 @@ def data_report(table: Table, names: list[str], tokens: Tokens, tokenizer, hashe
         warn(f"{times[common]} rows have the text {text!r}; their labels: {shares}")
     if unk > 0.05:
         warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
-    blank, nul = sum(not normalise(t) for t in table.texts), sum("\0" in t for t in table.texts)
+    blank, nul = sum(map(is_blank, table.texts)), sum("\0" in t for t in table.texts)
     doubled = n - len(set(table.ids))
     odd = {"texts are blank; they are kept": blank, "ids occur more than once": doubled}
     for what, count in {**odd, "texts hold NUL characters; the tokenizer drops them": nul}.items():

@@ -139,16 +139,16 @@ class Run:
     @classmethod
     def open(cls, path: Path, config: dict, env: dict, restart: bool, need_bytes: int) -> "Run":
         """Make the folder, or find the run in it. UserError: no folder, another run, no room, unwritable."""
-        there = os.path.isdir(path)
-        names = os.listdir(path) if there else []  # once: another process may be making the run
-        if os.path.lexists(path) and not there:
+        names = os.listdir(path) if os.path.isdir(path) else []  # once: another may be making the run
+        if os.path.lexists(path) and not os.path.isdir(path):
             raise UserError(f"--out {path}: is a file - name a folder")
-        if restart and Path.cwd().is_relative_to(path.resolve()):
-            raise UserError(f"{path}: --restart can't rename the working folder - call it from another one")
+        for used in (Path.cwd(), config["model"], config["train"]) if restart else ():
+            if Path(used).resolve().is_relative_to(path.resolve()):
+                raise UserError(f"{path}: --restart can't rename it, {used} is in use - choose another --out")
         if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
         free = shutil.disk_usage(next(p for p in (path, *path.parents) if os.path.isdir(p))).free
-        written = path.glob("fold_*/*.safetensors") if there and not restart else ()
+        written = path.glob("fold_*/*.safetensors") if not restart else ()
         if free + sum(p.stat().st_size for p in written) < need_bytes:
             raise UserError(f"{path}: {free / 1e9:.2f} GB free, not {need_bytes / 1e9:.2f} - make room")
         with writing(path, "choose another --out", 2):

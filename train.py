@@ -68,6 +68,7 @@ class Job:
     signals: Signals
     ranks: fast.Ranks
     pad_id: int
+    seen: np.ndarray  # hashes of the texts that the encoder has learned in earlier runs
     used: np.ndarray | None = None  # token ids of a shrunk table; `tokens` and `pad_id` then count in these
 
     def collator(self) -> Collator:
@@ -128,11 +129,12 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
         fold = np.where(fold == 0, 0, -1).astype(fold.dtype)
     seen = Path(info.path).parent / "texts.npy"  # the encoder comes from a run
     of_run = seen.is_file() and seen.with_name("env.json").is_file()
-    if n := np.isin(hashes, read_npy(seen, "u", "text hashes")).sum() if of_run else 0:
+    known = read_npy(seen, "u", "text hashes") if of_run else hashes[:0]
+    if n := np.isin(hashes, known).sum():
         trained = "texts are among those this encoder was trained on"
         warn(f"{n} of {len(hashes)} {trained} - scores on them are too good")
     pad_id = info.tokenizer.pad_token_id
-    return Job(config, table, data_sha256, hashes, fold, tokens, info, signals, ranks, pad_id)
+    return Job(config, table, data_sha256, hashes, fold, tokens, info, signals, ranks, pad_id, known)
 
 
 def shrink_vocabulary(job: Job, encoder: nn.Module) -> Job:
@@ -173,7 +175,7 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
         kept = {k: v for k, v in dataclasses.asdict(config).items() if k == "train" or k in identity(config)}
         Run.open(path, kept, env, config.restart and first, (config.folds + 8) * size)
         with locked(path / "lock", wait=True), whole(path) as temporary:
-            np.save(temporary / "texts.npy", np.unique(job.hashes), allow_pickle=False)
+            np.save(temporary / "texts.npy", np.union1d(job.hashes, job.seen), allow_pickle=False)
     job.ranks.agree(0)  # rank 0 has made it
     print(f"run folder {path}", flush=True)
     return Run(path)
@@ -437,7 +439,7 @@ def train_epoch(fold: Fold) -> float:
         scale = fold.scaler.get_scale()
         stats = train_step(fold.net, fold.optimizer, fold.scaler, micro, config, fold.pos_weight, share)
         at["stats"][step] = ranks.sum(stats) / ranks.size
-        at["taken"] += fold.scaler.get_scale() >= scale  # fp16: smaller means that the step was skipped
+        at["taken"] += fold.scaler.get_scale() >= scale > 0  # fp16: smaller means that the step was skipped
         at["step"] = step + 1
         fold.update_mean()
         job.signals.check()

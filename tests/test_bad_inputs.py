@@ -315,11 +315,11 @@ TRAIN_ODD = [
     ("CR", sheet().replace("\n", "\r"), [], [], IDS),
     ("no line end at the end", sheet().rstrip("\n"), [], [], IDS),
     ("NUL bytes", sheet("13,so\0 happy,1,0"), [], ["1 texts hold NUL characters"], [*IDS, "13"]),
-    ("control characters", sheet("13,\x01\x02\x1b,1,0"), [], [], [*IDS, "13"]),
+    ("control characters", sheet("13,\x01\x02\x1b,1,0"), [], ["1 texts are blank"], [*IDS, "13"]),
     ("texts that look like nothing", sheet("a,NA,1,0", "b,null,1,0", "c,None,1,0", "d,nan,1,0", "e,0123,1,0"), [], [], [*IDS, *"abcde"]),
     ("ids that look like numbers", sheet("007,x,1,0", "1e3,y,1,0", "NA,z,0,0", " 5 ,w,1,1"), [], [], [*IDS, "007", "1e3", "NA", " 5 "]),
     ("ids to quote", sheet('"a,b",x,1,0', '"q""q",y,1,0', '"l\nl",z,1,0', '"c\rc",w,1,0', '"b\r\nb",v,1,0'), [], [], [*IDS, "a,b", 'q"q', "l\nl", "c\rc", "b\r\nb"]),
-    ("blank texts", sheet("13,,1,0", "14,  ,0,1", "15,\u200b,0,1", "16,\u00a0,0,1"), [], ["3 texts are blank; they are kept"], [*IDS, "13", "14", "15", "16"]),
+    ("blank texts", sheet("13,,1,0", "14,  ,0,1", "15,\u200b,0,1", "16,\u00a0,0,1"), [], ["4 texts are blank; they are kept"], [*IDS, "13", "14", "15", "16"]),
     ("emoji", sheet(*(f"{i},{'😀 ' * 9}{i},1,0" for i in range(13, 19))), [], ["of the tokens are unknown"], [*IDS, *map(str, range(13, 19))]),
     ("right to left, marks, entities", sheet("13,\u0634\u0643\u0631\u0627,1,0", "14,e\u0301\u0302\u0303,1,0", "15,&amp;lt;,1,0"), [], [], [*IDS, "13", "14", "15"]),
     ("99,000 characters", sheet(f"13,{LONG_TEXT},1,0", f"14,{'a' * 100_000},0,0"), [], [], [*IDS, "13", "14"]),
@@ -358,7 +358,7 @@ PREDICT_ODD = [
     ("header without a line end", "id,text", [], ["no rows"], []),
     ("NUL bytes", NEW + "3,a\0b\n", [], ["1 of 3 texts hold NUL characters"], ["1", "2", "3"]),
     ("texts that look like nothing", NEW + "3,NA\n4,null\n5,nan\n6,0123\n", [], [], ["1", "2", "3", "4", "5", "6"]),
-    ("blank texts", NEW + "3,\n4,  \n5,\u200b\n", [], ["2 of 5 texts are blank"], ["1", "2", "3", "4", "5"]),
+    ("blank texts", NEW + "3,\n4,  \n5,\u200b\n", [], ["3 of 5 texts are blank"], ["1", "2", "3", "4", "5"]),
     ("emoji", NEW + "3,😀😀😀\n", [], [], ["1", "2", "3"]),
     ("100,000 characters", NEW + f"3,{LONG_TEXT}\n4,{'a' * 100_000}\n", [], [], ["1", "2", "3", "4"]),
     ("combining marks", NEW + "3,a" + "\u0301\u0323" * 50_000 + "\n", [], [], ["1", "2", "3"]),
@@ -526,6 +526,15 @@ def test_restart_from_within_the_run(place, capsys, monkeypatch):
     check_error(
         train.main, [*train_argv(d, ["--out", "."]), "--restart"], ["--restart can't rename"], d, capsys
     )
+
+
+@pytest.mark.parametrize("what", ["model", "train"])
+def test_restart_does_not_rename_what_it_reads(what, place, capsys):
+    d, _ = place
+    make(d, sheet(), "train.csv")
+    inside = {"model": d / "run/fold_0", "train": shutil.copy(d / "train.csv", d / "run/train.csv")}[what]
+    argv = [*train_argv(d, ["--out", "{d}/run", "--restart"]), f"--{what}", str(inside)]
+    check_error(train.main, argv, [f"can't rename it, {inside} is in use"], d, capsys)
 
 
 def test_labels_named_like_a_text_column(place, capsys):

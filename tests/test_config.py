@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from config import HERE, Config, PredictConfig, UserError, exit_codes, parse
+from config import HERE, Config, PredictConfig, UserError, arg, exit_codes, parse
 
 
 def test_defaults_are_the_contracts():
@@ -71,6 +71,18 @@ def test_help_answers_at_once_and_names_every_flag(script, kind):
         assert f"--{f.name.replace('_', '-')}" in out.stdout and f.metadata["help"][:20].replace(
             "%", "%"
         ) in " ".join(out.stdout.split())
+
+
+def test_help_of_a_default_with_a_percent_sign(capsys):
+    """A path may hold one: Jenkins writes %2F for a slash."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        file: str = arg("/a%20b/x.csv", "100 % of it")
+
+    with pytest.raises(SystemExit):
+        parse(Settings, ["--help"])
+    assert "100 % of it (default: /a%20b/x.csv)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_abbreviated_flag_from_the_shell():

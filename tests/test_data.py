@@ -2,6 +2,7 @@
 
 import csv
 import time
+import unicodedata
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from data import (  # fmt: skip
     Collator,
     EmotionDataset,
     assign_folds,
+    is_blank,
     length_batches,
     normalise,
     read_chunks,
@@ -82,6 +84,25 @@ def test_same_text_is_unicode_case_and_space_blind():
     assert normalise("Ｈello\u00a0 WORLD\n") == "hello world"
     h = text_hashes(["Hello  world", "hello world ", "hello worlds"])
     assert h[0] == h[1] != h[2] and h.dtype == np.uint64
+
+
+def test_long_texts_are_the_same_however_they_are_composed():
+    """Time grows with a run's square, so long texts are taken in pieces: never between a letter and its mark."""
+    rng = np.random.default_rng(0)
+    for letters in ("ế à ộ a", "é ê a b", "がぎぱか、", "が日本語", "ὕάa"):
+        for n in (900, 1500, 4100):
+            composed = "x" * int(rng.integers(30)) + "".join(rng.choice(list(letters), n))
+            parted = unicodedata.normalize("NFD", composed).replace(" ", " \u00a0")
+            assert normalise(parted) == normalise(composed) == normalise(composed.upper())
+    started = time.perf_counter()
+    normalise("a" + "\u0301\u0323" * 500_000)
+    assert time.perf_counter() - started < 5
+
+
+def test_blank_is_what_shows_nothing():
+    for text in ("", " \t", "\u200b\ufeff", "\x00\x01", "\u00a0\u2060 "):
+        assert is_blank(text) and not is_blank(text + "."), ascii(text)
+    assert not is_blank("\u0301") and not is_blank("😀\u200d")
 
 
 def random_labels(n, c, seed=0):

@@ -109,6 +109,19 @@ def test_calibrated_probabilities(finished, test_csv):
     assert text["emotions"] == ["joy"] and list(text["probabilities"]) == LABELS
 
 
+def test_calibrating_nothing_is_said(finished, test_csv, capsys):
+    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--calibrate"]) == 0
+    assert "--calibrate changes probabilities alone" in capsys.readouterr().err
+
+
+def test_logits_that_are_not_finite_are_no_verdict(finished, test_csv, capsys, monkeypatch):
+    """fp16 overflows in encoders that were trained in bf16: nan reaches no threshold."""
+    monkeypatch.setattr(predict, "predict_logits", lambda model, *a: np.full((40, 5), np.nan, np.float32))
+    assert predict.main(["--run", str(finished), "--input", str(test_csv)]) == 1
+    assert capsys.readouterr().err == "error: fold 0: logits are not finite - use --precision fp32\n"
+    assert not Path("submission.csv").exists()
+
+
 def test_folds_that_do_not_fit_are_read_for_each_chunk(finished, test_csv, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", 10)
     read_folds, real = [], M.EmotionClassifier.load

@@ -180,7 +180,9 @@ def test_a_world_size_that_torchrun_did_not_set_is_named(tmp_path):
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("rank, size", [("1", None), ("", ""), ("", None), (None, "abc"), ("x", "1")])
+@pytest.mark.parametrize(
+    "rank, size", [("1", None), ("", ""), ("", None), (None, "abc"), ("x", "1"), ("0", "0")]
+)
 def test_a_rank_that_torchrun_did_not_set_is_none(rank, size, monkeypatch):
     for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
         monkeypatch.delenv(name, raising=False)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -224,6 +225,11 @@ def test_saved_encoder_is_transformers_own_and_goes_on(finished, tmp_path, train
     ]
     assert train.main(argv) == 0
     assert "120 of 120 texts are among those this encoder was trained on" in capsys.readouterr().err
+    argv[1], argv[3], argv[-1] = (str(tmp_path / x) for x in ("on/fold_0", "other.csv", "further"))
+    write_csv(tmp_path / "other.csv", make_rows(20, seed=7))
+    assert train.main(argv) == 0
+    before, after = (np.load(run / "texts.npy") for run in (tmp_path / "on", tmp_path / "further"))
+    assert set(before) < set(after) and len(after) <= len(before) + 20
 
 
 def test_what_is_printed(flags, tmp_path, capsys):
@@ -344,6 +350,11 @@ def test_fp16_that_never_takes_a_step_is_said(flags, tmp_path, capsys, monkeypat
     assert train.main([*argv, str(tmp_path / "a")]) == 0 and "overflowed" not in capsys.readouterr().err
     monkeypatch.setattr(train, "loss_per_row", lambda *a: 1e20 * real(*a))
     assert train.main([*argv, str(tmp_path / "b")]) == 0
+    assert "fold 0: fp16 overflowed in every step of epoch 1" in capsys.readouterr().err
+    # gradients that are not finite at any scale: after some 160 steps the scale itself is 0
+    monkeypatch.setattr(train, "loss_per_row", lambda *a: real(*a) + (0 * real(*a)).sqrt())
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=1e-44))
+    assert train.main([*argv, str(tmp_path / "c")]) == 0
     assert "fold 0: fp16 overflowed in every step of epoch 1" in capsys.readouterr().err
 
 
