@@ -136,13 +136,13 @@ class Run:
             raise UserError(f"{e} - no run, or put it back from a copy (else train.py --restart)") from e
         self.path, self.key, self.folds = path, json_sha256(self.same)[:16], self.same["settings.folds"]
 
-    @classmethod
-    def open(cls, path: Path, config: dict, env: dict, restart: bool, need_bytes: int) -> "Run":
-        """Make the folder, or find the run in it. UserError: no folder, another run, no room, unwritable."""
+    @staticmethod
+    def check(path: Path, reading: tuple, restart: bool, need_bytes: int) -> None:
+        """What can be told before any work. UserError: no folder, no run, no room, about to be renamed."""
         names = os.listdir(path) if os.path.isdir(path) else []  # once: another may be making the run
         if os.path.lexists(path) and not os.path.isdir(path):
             raise UserError(f"--out {path}: is a file - name a folder")
-        for used in (Path.cwd(), config["model"], config["train"]) if restart else ():
+        for used in (Path.cwd(), *reading) if restart else ():
             if Path(used).resolve().is_relative_to(path.resolve()):
                 raise UserError(f"{path}: --restart can't rename it, {used} is in use - choose another --out")
         if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
@@ -151,9 +151,18 @@ class Run:
         written = path.glob("fold_*/*.safetensors") if not restart else ()
         if free + sum(p.stat().st_size for p in written) < need_bytes:
             raise UserError(f"{path}: {free / 1e9:.2f} GB free, not {need_bytes / 1e9:.2f} - make room")
+
+    @classmethod
+    def open(cls, path: Path, config: dict, env: dict, restart: bool) -> "Run":
+        """Make the folder, or find the run in it. UserError: another run, at work, unwritable."""
         with writing(path, "choose another --out", 2):
-            if restart and "env.json" in names:
-                cls._rename_away(path)
+            if restart and (path / "env.json").exists():
+                for folder in path.glob("fold_*"):
+                    with locked(folder / "lock") as free:
+                        if not free:
+                            raise UserError(f"{folder}: another process is at work on it - end it first")
+                old = (path.with_name(f"{path.name}.old{i}") for i in range(1, 10**6))
+                print(f"the old run is now {path.rename(next(p for p in old if not p.exists()))}")
             path.mkdir(parents=True, exist_ok=True)
             with locked(path / "lock", wait=True):
                 sweep(path)
@@ -166,15 +175,6 @@ class Run:
                 if damage(path, run.key):  # else the totals' checksum of it stands
                     write_json(path / "config.json", config)
         return run
-
-    @staticmethod
-    def _rename_away(path: Path) -> None:
-        for folder in path.glob("fold_*"):
-            with locked(folder / "lock") as free:
-                if not free:
-                    raise UserError(f"{folder}: another process is at work on it - end it first")
-        away = next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.name}.old{i}")).exists())
-        print(f"the old run is now {path.rename(away)}")
 
     def fold(self, k: int) -> Path:
         return self.path / f"fold_{k}"

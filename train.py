@@ -68,6 +68,7 @@ class Job:
     signals: Signals
     ranks: fast.Ranks
     pad_id: int
+    path: Path  # of the run
     seen: np.ndarray  # hashes of the texts that the encoder has learned in earlier runs
     used: np.ndarray | None = None  # token ids of a shrunk table; `tokens` and `pad_id` then count in these
 
@@ -114,12 +115,17 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     epochs = config.epochs or (3 if small else 4)
     chosen = {"device": device, "precision": precision, "lr": lr, "epochs": epochs}
     chosen |= {"model": config.model.rstrip("/") or "/", "text_column": table.text_column}
+    first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts go on
+    chosen["restart"] = config.restart and first
     config = dataclasses.replace(config, **chosen)
     if info.max_positions and config.max_length > info.max_positions:
         most = f"{config.model} takes at most {info.max_positions} tokens"
         raise UserError(f"--max-length {config.max_length}: {most}")
     if config.freeze > info.layers:
         raise UserError(f"--freeze {config.freeze}: {config.model} has {info.layers} layers")
+    name = f"{Path(config.model).name}-{json_sha256([identity(config), data_sha256])[:8]}"
+    path, need_bytes = Path(config.out or Path("runs", name)), (config.folds + 8) * 4 * info.parameters
+    Run.check(path, (config.model, config.train), config.restart, need_bytes)
     tokens = tokenize(info.tokenizer, table.texts, config.max_length)
     encoder = f"encoder {config.model} ({info.config.model_type}), {info.parameters:,} parameters"
     where = f"device {device} ({torch.get_num_threads()} threads) | {precision}"
@@ -134,7 +140,7 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
         trained = "texts are among those this encoder was trained on"
         warn(f"{n} of {len(hashes)} {trained} - scores on them are too good")
     pad_id = info.tokenizer.pad_token_id
-    return Job(config, table, data_sha256, hashes, fold, tokens, info, signals, ranks, pad_id, known)
+    return Job(config, table, data_sha256, hashes, fold, tokens, info, signals, ranks, pad_id, path, known)
 
 
 def shrink_vocabulary(job: Job, encoder: nn.Module) -> Job:
@@ -148,18 +154,17 @@ def shrink_vocabulary(job: Job, encoder: nn.Module) -> Job:
 
 def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
     """The run folder of this command, new or found again; see run.py. `same` must be equal to go on."""
-    config, weights, sha = job.config, encoder.state_dict(), hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    config, sha, path = job.config, hashlib.sha256(), job.path
+    for name, tensor in sorted(encoder.state_dict().items()):
         if not tensor.isfinite().all():
             raise UserError(f"--model {config.model}: its weights {name} hold nan or inf - use a sound copy")
         sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
-    size, data = sum(t.nbytes for t in weights.values()), job.data_sha256
     packages = (torch, transformers, tokenizers, safetensors, np)
     same = {f"settings.{k}": v for k, v in identity(config).items()}
     same |= {f"code.{name}": file_sha256(HERE / name) for name in CODE}
     same |= {f"versions.{p.__name__}": p.__version__ for p in packages}
     same |= {"versions.python": platform.python_version(), "threads": torch.get_num_threads()}
-    same |= {"data_sha256": data, "encoder_sha256": sha.hexdigest(), "world_size": job.ranks.size}
+    same |= {"data_sha256": job.data_sha256, "encoder_sha256": sha.hexdigest(), "world_size": job.ranks.size}
     card = torch.cuda.get_device_name() if config.device == "cuda" else platform.machine()
     env = {
         "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
@@ -168,12 +173,9 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
         "git_commit": git_commit(),
         "same": same,
     }
-    name = f"{Path(config.model).name}-{json_sha256([identity(config), data])[:8]}"
-    path = Path(config.out or Path("runs", name))
     if job.ranks.rank == 0:
-        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts go on
         kept = {k: v for k, v in dataclasses.asdict(config).items() if k == "train" or k in identity(config)}
-        Run.open(path, kept, env, config.restart and first, (config.folds + 8) * size)
+        Run.open(path, kept, env, config.restart)
         with locked(path / "lock", wait=True), whole(path) as temporary:
             np.save(temporary / "texts.npy", np.union1d(job.hashes, job.seen), allow_pickle=False)
     job.ranks.agree(0)  # rank 0 has made it
