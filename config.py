@@ -73,6 +73,12 @@ class Config:
     restart: bool = arg(False, "rename the run folder away and begin anew")
     debug: bool = arg(False, "show the traceback of an error")
 
+    @property
+    def identity(self) -> dict:
+        """The settings that decide what a run computes. The training file counts by content, not by path."""
+        other = ("train", "out", "fold", "restart", "debug")  # where a run lies, how it is shown
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -166,18 +172,9 @@ def _read_config(path: str) -> dict:
     try:
         if not Path(path).is_file():  # a pipe would be waited for
             raise OSError("no such file")
-        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"--config {path}: not readable as JSON ({e})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: must hold a JSON object such as a run's config.json")
-    return values
-
-
-def identity(config: Config) -> dict:
-    """The settings that decide what a run computes. The training file counts by content, not by path."""
-    other = ("train", "out", "fold", "restart", "debug")  # where a run lies, how it is shown
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in other}
+        return {**json.loads(Path(path).read_text(encoding="utf-8-sig"))}
+    except (OSError, TypeError, ValueError, RecursionError) as e:
+        raise UserError(f"--config {path}: not readable as JSON, or no JSON object ({e})") from None
 
 
 class UserError(Exception):

@@ -128,14 +128,17 @@ def reliability(y: np.ndarray, p: np.ndarray, bins: int = 10) -> tuple[np.ndarra
 
 
 def platt(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
-    """(a, b) for which sigmoid(a logit(p) + b) fits one label's y (N,) best (Platt 1999).
+    """(a, b) for which sigmoid(a logit(p) + b) fits one label's y (N,) best, the targets drawn in (Platt 1999).
 
     Without both classes, or where a <= 0 would turn the order of the scores round: (1, 0), no change.
     """
     if len(np.unique(y)) == 2:
         from sklearn.linear_model import LogisticRegression
 
-        fit = LogisticRegression(C=1e6, max_iter=1000).fit(logit(p)[:, None], y)
+        n, m = len(y), y.sum()
+        target = np.where(y > 0, (m + 1) / (m + 2), 1 / (n - m + 2))  # few positives: no endless slope
+        x, both = np.tile(logit(p), 2)[:, None], np.repeat([1, 0], n)
+        fit = LogisticRegression(C=1e6, max_iter=1000).fit(x, both, np.concatenate([target, 1 - target]))
         if fit.coef_[0, 0] > 0:
             return float(fit.coef_[0, 0]), float(fit.intercept_[0])
     return 1.0, 0.0

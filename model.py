@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from transformers.utils import logging
 
 from config import BUNDLED, UserError, warn
 from data import Collator, EmotionDataset, Tokens, token_batches
-from run import file_sha256
+from run import file_sha256, writing
 
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published file
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json",
-                   "spm.model", "sentencepiece.bpe.model", "spiece.model")  # fmt: skip
+                   "spm.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model")  # fmt: skip
 warn_once = functools.cache(warn)  # each fold loads the encoder
 
 
@@ -71,6 +72,8 @@ def plain_errors(name: str):
     except UserError:
         raise
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
+        if "custom code" in str(e):
+            raise unfit(name, "it needs program code of its own, which is never run - choose another") from e
         if os.path.isdir(name) or not isinstance(e, OSError):
             why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
             raise unfit(name, f"can't be loaded ({type(e).__name__}: {why}) - use a sound copy") from e
@@ -116,6 +119,14 @@ def inspect_encoder(name: str) -> EncoderInfo:
             positions = module.num_embeddings  # RoBERTa and its kin number positions from padding_idx + 1
             positions -= 0 if module.padding_idx is None else module.padding_idx + 1
     return EncoderInfo(path, config, tokenizer, model.num_parameters(), len(layers_of(model)), positions)
+
+
+def saved_tokenizer(info: EncoderInfo):
+    """The tokenizer as predict.py will read it from a fold: RemBERT's gains its [CLS] and [SEP] on the way."""
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        info.config.save_pretrained(folder)
+        info.tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, dict]:

@@ -10,12 +10,10 @@ if __name__ == "__main__":
     check_flags(PredictConfig)
 
 import contextlib
-import dataclasses
 import gzip
 import hashlib
 import itertools
 import os
-import re
 import shutil
 import sys
 from collections import Counter
@@ -39,12 +37,11 @@ class Ensemble:
     def __init__(self, folder: str | None, device: str = "auto", precision: str = "auto"):
         """Check every file of every fold. UserError that names what is missing, damaged or of another run."""
         if not folder:
-            finished = sorted(Path("runs").glob("*/DONE.json"), key=lambda p: p.stat().st_mtime_ns)
-            finished = [p for p in finished if not re.search(r"\.old\d+$", p.parent.name)]
+            finished = [p for p in Path("runs").glob("*/DONE.json") if not p.parent.match("*.old[0-9]*")]
             if not finished:
                 mend = "train one first (python train.py), or name its folder with --run"
                 raise UserError(f"no finished run in runs/ - {mend}")
-            folder = finished[-1].parent
+            folder = max(finished, key=lambda p: p.stat().st_mtime_ns).parent
             print(f"run {folder} (finished last of {len(finished)})")
         path = Path(folder)
         if not os.path.isdir(path):
@@ -96,7 +93,7 @@ class Ensemble:
 
     def calibrated(self, p: np.ndarray) -> np.ndarray:
         """Probabilities (N, C) as often right as they say on out-of-fold rows; their order stays."""
-        return sigmoid(self.slope * metrics.logit(p) + self.shift)
+        return 1 / (1 + np.exp(-(self.slope * metrics.logit(p) + self.shift)))  # float32 would tie at 1
 
 
 def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarray:
@@ -148,8 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(PredictConfig, argv)
     with Signals() as signals:
         if config.text is not None:
-            for name, default in dataclasses.asdict(PredictConfig()).items():
-                if name in ("input", "output", "probabilities") and getattr(config, name) != default:
+            for name in ("input", "output", "probabilities"):
+                if getattr(config, name) != getattr(PredictConfig(), name):
                     raise UserError(f"{flag(name)}: --text reads and writes no file - leave one of them out")
             how = (config.run, config.thresholds, config.device, config.precision, config.calibrate)
             for r in predict_emotions(config.text, *how):
@@ -198,7 +195,8 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
         raise UserError(f"{config.output}: is what the run was trained on - choose another --output")
     prefer = ensemble.settings["text_column"]
     th = read_thresholds(config.thresholds, run, labels)
-    input_sha256 = file_sha256(config.input)
+    reading = [config.input, run.path / "DONE.json"]
+    before = list(map(file_sha256, reading))
     n, scored = survey(config, run, labels, prefer)
     if config.calibrate and not config.probabilities:
         warn("--calibrate changes probabilities alone, no verdicts - see --probabilities")
@@ -207,7 +205,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
     if free < need:
         raise UserError(f"{paths[0].parent}: {free:.2f} GB free, about {need:.2f} GB needed - make room")
     how = [ensemble.precision, ensemble.device, config.text_column, config.calibrate, CHUNK, *map(str, paths)]
-    key = json_sha256([input_sha256, file_sha256(run.path / "DONE.json"), th.tolist(), *how])
+    key = json_sha256([before, th.tolist(), *how])
     work = Work(paths, key, len(labels))
     begun, done = work.chunks, min(work.chunks * CHUNK, n)
     if done:
@@ -224,8 +222,9 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
                 work.exact += int((table.labels == found).all(1).sum())
             work.append(table.ids, labels, found, ensemble.calibrated(p) if config.calibrate else p)
             bar.update(len(table))
-    if file_sha256(config.input) != input_sha256:
-        raise UserError(f"{config.input}: changed while it was read - the same command begins anew", 1)
+    for path, sha256 in zip(reading, before, strict=True):
+        if file_sha256(path) != sha256:
+            raise UserError(f"{path}: changed while it was read - the same command begins anew", 1)
     work.finish()
     print("\n".join(f"wrote {path} ({n} rows)" for path in paths))
     with (gzip.open if paths[0].suffix == ".gz" else open)(paths[0], "rt", encoding="utf-8", newline="") as f:

@@ -148,8 +148,8 @@ class Run:
         if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
         free = shutil.disk_usage(next(p for p in (path, *path.parents) if os.path.isdir(p))).free
-        written = path.glob("fold_*/*.safetensors") if not restart else ()
-        if free + sum(p.stat().st_size for p in written) < need_bytes:
+        free += 0 if restart else sum(p.stat().st_size for p in path.glob("fold_*/*.safetensors"))
+        if free < need_bytes and (restart or "DONE.json" not in names):
             raise UserError(f"{path}: {free / 1e9:.2f} GB free, not {need_bytes / 1e9:.2f} - make room")
 
     @classmethod

@@ -7,7 +7,7 @@ Another loss: `loss_per_row`. Another optimizer: `make_optimizer`. Another sched
 
 import sys
 
-from config import Config, check_flags, exit_codes, parse
+from config import HERE, Config, Interrupted, Signals, UserError, check_flags, exit_codes, parse, warn
 
 if __name__ == "__main__":
     check_flags(Config)
@@ -38,11 +38,11 @@ from tqdm import tqdm
 import fast
 import metrics
 import report
-from config import HERE, Interrupted, Signals, UserError, identity, warn
 from data import Collator, EmotionDataset, Table, Tokens, assign_folds, check_file, csv_text, length_batches
 from data import read_csv, read_npy, text_hashes, tokenize
 from model import EmotionClassifier, EncoderInfo, autocast, check_padding, hub_revision, inspect_encoder
-from model import layers_of, length_multiple, load_encoder, predict_logits, resolve_device, sigmoid
+from model import layers_of, length_multiple, load_encoder, predict_logits, resolve_device, saved_tokenizer
+from model import sigmoid
 from run import Run, damage, describe, differing, file_sha256, json_sha256
 from run import locked, read_json, whole, write_json
 
@@ -50,8 +50,6 @@ SMALL = 50_000_000  # encoders with fewer parameters want a higher rate (what wa
 STATE_EVERY = 600.0  # seconds between states within an epoch
 REPEATS = ("cpu",)  # devices on which an epoch done again ends with the same bytes
 CODE = ("data.py", "metrics.py", "model.py", "fast.py", "train.py")  # what decides what a run computes
-TOTALS = ["config.json", "env.json", "texts.npy", "oof.csv", "errors.csv", "th.npy", "th.json", "log.jsonl"]
-TOTALS += ["report.png", "metrics.json"]  # DONE.json of the run names these
 
 
 @dataclass(frozen=True)
@@ -110,20 +108,19 @@ def prepare(config: Config, signals: Signals, ranks: fast.Ranks) -> Job:
     hashes = text_hashes(table.texts)
     fold = assign_folds(table.labels, hashes, config.folds if config.folds > 1 else 5, config.seed)
     info = inspect_encoder(config.model)
+    info.tokenizer = saved_tokenizer(info)
     small, few = info.parameters < SMALL, len(table) < 1000
     lr = config.lr or (5e-5 if not small else 3e-4 if few else 1.5e-4)
     epochs = config.epochs or (3 if small else 4)
-    chosen = {"device": device, "precision": precision, "lr": lr, "epochs": epochs}
-    chosen |= {"model": config.model.rstrip("/") or "/", "text_column": table.text_column}
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts go on
-    chosen["restart"] = config.restart and first
-    config = dataclasses.replace(config, **chosen)
+    chosen = {"device": device, "precision": precision, "restart": config.restart and first}
+    chosen |= {"model": config.model.rstrip("/") or "/", "text_column": table.text_column}
+    config = dataclasses.replace(config, lr=lr, epochs=epochs, **chosen)
     if info.max_positions and config.max_length > info.max_positions:
-        most = f"{config.model} takes at most {info.max_positions} tokens"
-        raise UserError(f"--max-length {config.max_length}: {most}")
+        raise UserError(f"--max-length {config.max_length}: {config.model} takes {info.max_positions} tokens")
     if config.freeze > info.layers:
         raise UserError(f"--freeze {config.freeze}: {config.model} has {info.layers} layers")
-    name = f"{Path(config.model).name}-{json_sha256([identity(config), data_sha256])[:8]}"
+    name = f"{Path(config.model).name}-{json_sha256([config.identity, data_sha256])[:8]}"
     path, need_bytes = Path(config.out or Path("runs", name)), (config.folds + 8) * 4 * info.parameters
     Run.check(path, (config.model, config.train), config.restart, need_bytes)
     tokens = tokenize(info.tokenizer, table.texts, config.max_length)
@@ -160,7 +157,7 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
             raise UserError(f"--model {config.model}: its weights {name} hold nan or inf - use a sound copy")
         sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
     packages = (torch, transformers, tokenizers, safetensors, np)
-    same = {f"settings.{k}": v for k, v in identity(config).items()}
+    same = {f"settings.{k}": v for k, v in config.identity.items()}
     same |= {f"code.{name}": file_sha256(HERE / name) for name in CODE}
     same |= {f"versions.{p.__name__}": p.__version__ for p in packages}
     same |= {"versions.python": platform.python_version(), "threads": torch.get_num_threads()}
@@ -174,7 +171,7 @@ def open_run(job: Job, encoder: nn.Module, argv: list[str] | None) -> Run:
         "same": same,
     }
     if job.ranks.rank == 0:
-        kept = {k: v for k, v in dataclasses.asdict(config).items() if k == "train" or k in identity(config)}
+        kept = {k: v for k, v in dataclasses.asdict(config).items() if k == "train" or k in config.identity}
         Run.open(path, kept, env, config.restart)
         with locked(path / "lock", wait=True), whole(path) as temporary:
             np.save(temporary / "texts.npy", np.union1d(job.hashes, job.seen), allow_pickle=False)
@@ -336,7 +333,6 @@ def load_state(path: Path) -> dict | None:
         if hashlib.sha256(data[:-32]).digest() == bytes(data[-32:]):
             return torch.load(path, map_location="cpu", weights_only=True)
     print(f"{path}: truncated or damaged - this fold begins anew", flush=True)
-    return None
 
 
 def start_fold(job: Job, folder: Path, k: int) -> Fold:
@@ -393,7 +389,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
                 at["log"].append(row)
                 if config.keep == "last" or better(row, at["best"]):
                     at["best"] = row
-                    at["files"] = keep_epoch(fold, p)
+                    at["files"] = keep_epoch(fold, p) if ranks.rank == 0 else {}
             if ranks.rank == 0:
                 write_log(fold.folder, at["log"])
             at["epoch"], at["step"], at["seconds"] = at["epoch"] + 1, 0, time.monotonic() - began
@@ -416,6 +412,7 @@ def train_fold(job: Job, run: Run, k: int) -> None:
         rate = float(np.mean([r["rows_per_s"] for r in at["log"] if r["rows_per_s"]] or 0))
         done = {"run": run.key, "fold": k, "best": at["best"], "rows_per_s": rate, "seconds": at["seconds"]}
         files = {**at["files"], **write_log(fold.folder, at["log"])}  # as written: a flip since is noticed
+        (run.path / "DONE.json").unlink(missing_ok=True)  # the totals, if there are any, are of another fold
         write_json(fold.folder / "DONE.json", {**done, "peak_rss_mb": peak, "files": files}, seal=True)
         (fold.folder / "state.pt").unlink(missing_ok=True)
     ranks.agree(0)  # all see the fold finished
@@ -428,13 +425,14 @@ def train_epoch(fold: Fold) -> float:
     dataset, collate = EmotionDataset(job.tokens, job.table.labels), job.collator()
     order = length_batches(job.tokens.lengths[fold.train], size * config.accumulate, [config.seed, k, epoch])
     fold.batches, pinned = [fold.train[b] for b in order], config.device == "cuda"
+    piece = -(-size // ranks.size)  # rows of a rank's forward pass
     todo, taken, clock = range(at["step"], len(at["stats"])), at["taken"], time.monotonic()
     for step in tqdm(todo, f"fold {k} epoch {epoch + 1}", unit="step", leave=False, disable=None):
         torch.manual_seed(seed_of(config.seed, k, epoch, step, *ranks.own))
         for group in fold.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * fold.lr_factor(at["taken"])
         rows, share = ranks.share(fold.batches[step])
-        micro = [collate([dataset[i] for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
+        micro = [collate([dataset[i] for i in rows[j : j + piece]]) for j in range(0, len(rows), piece)]
         if pinned:
             micro = [{name: t.pin_memory() for name, t in b.items()} for b in micro]
         micro = [{name: t.to(config.device, non_blocking=pinned) for name, t in b.items()} for b in micro]
@@ -509,8 +507,6 @@ def out_of_patience(log: list[dict], patience: int | None) -> bool:
 
 def keep_epoch(fold: Fold, p: np.ndarray) -> dict:
     """Write this epoch's model and probabilities: at once, since a live state_dict goes on changing."""
-    if fold.job.ranks.rank:
-        return {}
     config = fold.job.config
     rate, last, left = config.lr * config.weight_decay, 1.0, 1.0
     for i in range(0 if config.freeze else fold.at["taken"]):  # what decay leaves of token rows that never
@@ -563,14 +559,13 @@ def write_totals(job: Job, run: Run) -> None:
             (temporary / "errors.csv").write_bytes(errors.encode())
             np.save(temporary / "th.npy", th, allow_pickle=False)
             report.draw_report(temporary / "report.png", log, y, p, crossed, th, draws, names, title)
-        write_log(run.path, log)
-        write_json(run.path / "th.json", {"labels": names, "run": run.key})
-        write_json(run.path / "metrics.json", values)
-        done = {"run": run.key, "files": describe(run.path, TOTALS)}
-        write_json(run.path / "DONE.json", done, seal=True)
+            write_json(temporary / "th.json", {"labels": names, "run": run.key})
+            write_json(temporary / "metrics.json", values)
+            write_log(temporary, log)
+            files = describe(temporary) | describe(run.path, ["config.json", "env.json", "texts.npy"])
+        write_json(run.path / "DONE.json", {"run": run.key, "files": files}, seal=True)
     print(report.closing_table(values))
-    sample = Path(config.train).resolve() == HERE / "examples" / "train.csv"
-    more = "" if sample else " --input new.csv"
+    more = "" if config.train == Config().train else " --input new.csv"
     print(f"done: {run.path} | next: python predict.py --run {run.path}{more}")
 
 

@@ -94,9 +94,9 @@ def test_long_texts_are_the_same_however_they_are_composed():
             composed = "x" * int(rng.integers(30)) + "".join(rng.choice(list(letters), n))
             parted = unicodedata.normalize("NFD", composed).replace(" ", " \u00a0")
             assert normalise(parted) == normalise(composed) == normalise(composed.upper())
-    started = time.perf_counter()
+    started = time.process_time()
     normalise("a" + "\u0301\u0323" * 500_000)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_blank_is_what_shows_nothing():

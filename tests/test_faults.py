@@ -773,6 +773,50 @@ def test_a_run_trained_anew_is_predicted_anew(command, copy, tmp_path, test_csv,
     assert predict.main(argv) == 0 and "goes on" not in capsys.readouterr().out
 
 
+def test_a_run_that_is_replaced_while_it_predicts(clean, tmp_path, test_csv, monkeypatch, capsys):
+    """Half of the rows would be of the old models."""
+    copy = Path(shutil.copytree(clean, tmp_path / "run"))
+    real = predict.Work.append
+
+    def append(self, *args):
+        done = json.loads((copy / "DONE.json").read_text())
+        done.pop("sha256")
+        write_json(copy / "DONE.json", {**done, "again": 1}, seal=True)
+        return real(self, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(predict.Work, "append", append)
+        out = str(tmp_path / "s.csv")
+        assert predict.main(["--run", str(copy), "--input", str(test_csv), "--output", out]) == 1
+    one_line(capsys, "DONE.json: changed while it was read")
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_totals_of_another_fold_are_no_totals(command, clean, tmp_path, monkeypatch, capsys):
+    """A damaged fold is trained again, and the process dies before the totals: the old ones are not used."""
+    run = Path(shutil.copytree(clean, tmp_path / "run"))
+    (run / "fold_1" / "oof.npy").write_bytes(b"x")
+    with monkeypatch.context() as m:
+        at_call(m, train, "write_totals", 1, die, after=False)
+        with pytest.raises(Killed):
+            train.main([*command, "--out", str(run)])
+    assert (run / "fold_1" / "DONE.json").exists()
+    assert predict.main(["--run", str(run)]) == 2
+    one_line(capsys, "DONE.json is missing")
+
+
+def test_a_finished_run_asks_for_no_room(command, clean, tmp_path, monkeypatch, capsys):
+    run = Path(shutil.copytree(clean, tmp_path / "run"))
+    full = shutil._ntuple_diskusage(10**9, 10**9, 0)
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "disk_usage", lambda path: full)
+        assert train.main([*command, "--out", str(run)]) == 0
+        (run / "DONE.json").unlink()
+        shutil.rmtree(run / "fold_1")
+        assert train.main([*command, "--out", str(run)]) == 2
+    one_line(capsys, "make room")
+
+
 @pytest.mark.parametrize("when", ["train", "predict"])
 def test_a_file_saved_while_it_is_read(when, command, clean, tmp_path, test_csv, data, monkeypatch, capsys):
     """Half of what was read would be of the old file, and checksums of the new one."""

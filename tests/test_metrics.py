@@ -128,3 +128,12 @@ def test_platt_mends_probabilities_and_keeps_their_order():
     assert metrics.reliability(y, mended)[2] < 0.03 < 0.1 < metrics.reliability(y, p)[2]
     assert np.array_equal(np.argsort(mended, kind="stable"), np.argsort(metrics.logit(p), kind="stable"))
     assert metrics.platt(np.ones(9), np.full(9, 0.3)) == metrics.platt(y, 1 - p) == (1.0, 0.0)
+
+
+def test_platt_of_a_few_separable_rows_is_no_step():
+    """Three positives above all else: by 0/1 the best slope is endless, by Platt's targets it is not."""
+    y, p = np.zeros(500), np.random.default_rng(0).uniform(0.001, 0.3, 500).astype(np.float32)
+    y[:3], p[:3] = 1, (0.32, 0.4, 0.6)
+    a, b = metrics.platt(y, p)
+    assert 1 < a < 10
+    assert 1 / (1 + np.exp(-(a * metrics.logit(0.4) + b))) < 0.99

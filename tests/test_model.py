@@ -277,8 +277,15 @@ def test_a_tokenizer_of_far_fewer_tokens_is_said(tmp_path, capsys):
     known = len(make_tokenizer(first=[f"w{i}" for i in range(99)]))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 3 * known}))
-    assert capsys.readouterr().err == "" and M.inspect_encoder(str(folder))
+    M.inspect_encoder(str(folder))
     assert f"knows {known} tokens, the encoder {3 * known}" in capsys.readouterr().err
+
+
+def needs_code(folder):
+    """As gte and jina embedding models: config.json names files of Python."""
+    path = folder / "config.json"
+    code = {"AutoConfig": "configuration.NewConfig", "AutoModel": "modeling.NewModel"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "new", "auto_map": code}))
 
 
 @pytest.mark.parametrize("spoil, words", [
@@ -287,6 +294,7 @@ def test_a_tokenizer_of_far_fewer_tokens_is_said(tmp_path, capsys):
     (lambda p: (p / "config.json").write_text("{"), "can't be loaded"),
     (lambda p: (p / "tokenizer.json").write_text("{}"), "can't be loaded"),
     (lambda p: make_tokenizer(first=[f"w{i}" for i in range(99)]).save_pretrained(p), "don't belong together"),
+    (lambda p: needs_code(p), "program code of its own, which is never run"),
 ])  # fmt: skip
 def test_damaged_model_folders(tmp_path, spoil, words):
     folder = make_bert(tmp_path / "a")
@@ -310,8 +318,8 @@ def test_head_stays_fp32_under_autocast(bert):
         assert m(**batch).dtype == torch.float32
 
 
-def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
-    """Laid out as DeBERTa-v3 lies on the Hub: spm.model, pytorch_model.bin in fp16, no tokenizer.json."""
+def sentencepiece_folder(tmp_path, name, settings):
+    """A folder with a sentencepiece model of 48 tokens and a tokenizer_config.json."""
     import sentencepiece
 
     corpus = tmp_path / "corpus.txt"
@@ -319,11 +327,32 @@ def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spm"), vocab_size=48, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+        input=str(corpus), model_prefix=str(folder / name), vocab_size=48, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
         pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", user_defined_symbols=["[MASK]"], minloglevel=2,
     )  # fmt: skip
-    (folder / "spm.vocab").unlink()
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    (folder / f"{name}.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_the_tokenizer_is_the_one_that_predict_will_read(tmp_path):
+    """RemBERT's, read from sentencepiece.model alone, sets no [CLS] and [SEP]; saved and read again it does."""
+    folder = sentencepiece_folder(tmp_path, "sentencepiece", {"tokenizer_class": "RemBertTokenizer"})
+    config = T.RemBertConfig(vocab_size=64, **SIZE, input_embedding_size=16, output_embedding_size=16)
+    T.AutoModel.from_config(config).save_pretrained(folder)
+    trained = M.saved_tokenizer(M.inspect_encoder(str(folder)))
+    trained.save_pretrained(tmp_path / "fold")
+    config.save_pretrained(tmp_path / "fold")
+    again = T.AutoTokenizer.from_pretrained(tmp_path / "fold")
+    assert trained(TEXTS)["input_ids"] == again(TEXTS)["input_ids"]
+    assert (
+        trained(TEXTS)["input_ids"] == M.inspect_encoder(str(tmp_path / "fold")).tokenizer(TEXTS)["input_ids"]
+    )
+
+
+def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
+    """Laid out as DeBERTa-v3 lies on the Hub: spm.model, pytorch_model.bin in fp16, no tokenizer.json."""
+    folder = sentencepiece_folder(tmp_path, "spm", {"do_lower_case": False, "vocab_type": "spm"})
     make_config, size, _ = ARCHITECTURES["deberta-v2"]
     config = make_config(vocab_size=64, **size)
     encoder = T.AutoModel.from_config(config).half()

@@ -115,7 +115,7 @@ def place(tmp_path_factory, bert, finished):
         jobs.append(job)
         c = job.config
         if c.out:  # the real folder, and away with it: each example finds the same files
-            same = {f"settings.{name}": value for name, value in config.identity(c).items()}
+            same = {f"settings.{name}": value for name, value in c.identity.items()}
             run = run_folder.Run.open(Path(c.out), {}, {"same": same}, c.restart)
             shutil.rmtree(run.path)
         return SimpleNamespace(take=lambda only: [], done=lambda k: True)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import config
 import fast
 import train
-from config import HERE
+from config import HERE, UserError
 
 # Rank 1 dies by SIGKILL before a step, or says when that step is reached: once, as the file tells.
 WORKER = f"""
@@ -84,6 +84,27 @@ def argv(d: Path) -> list[str]:
     """2 folds of 29 and 28 rows, 6 epochs, 4 steps of 9, 9, 9 and 1 or 2 rows: shares of 5 and 4, and of 1 and none."""
     flags = "--folds 2 --epochs 6 --batch-size 9 --lr 5e-3 --precision fp32 --dropout 0 --device cpu".split()  # noqa: SIM905
     return ["--model", str(d / "bert"), "--train", str(d / "train.csv"), *flags]
+
+
+@pytest.mark.parametrize("size, accumulate, pieces", [(16, 1, [8]), (8, 2, [4, 4]), (4, 4, [2, 2, 2, 2])])
+def test_accumulating_divides_each_ranks_rows(
+    size, accumulate, pieces, bert, train_csv, tmp_path, monkeypatch
+):
+    """Rank 0 of two, alone: the rows of its first step, by forward pass."""
+    seen = []
+
+    def step(net, optimizer, scaler, micro, *args):
+        seen.append([len(batch["labels"]) for batch in micro])
+        raise UserError("enough")
+
+    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(fast.Ranks, "__enter__", lambda self: vars(self).update(size=2) or self)
+    monkeypatch.setattr(fast.Ranks, "__exit__", lambda self, *_: None)
+    monkeypatch.setattr(fast.Ranks, "agree", lambda self, number: number)
+    monkeypatch.setattr(fast.Ranks, "parallel", lambda self, model: model)
+    flags = ["--batch-size", str(size), "--accumulate", str(accumulate), "--out", str(tmp_path / "run")]
+    assert train.main(["--model", str(bert), "--train", str(train_csv), "--folds", "1", *flags]) == 2
+    assert seen == [pieces]
 
 
 def test_two_ranks_take_the_steps_of_one_process(place):
