@@ -109,6 +109,14 @@ def test_calibrated_probabilities(finished, test_csv):
     assert text["emotions"] == ["joy"] and list(text["probabilities"]) == LABELS
 
 
+def test_calibration_keeps_scores_near_one_apart():
+    ensemble = object.__new__(predict.Ensemble)
+    ensemble.slope, ensemble.shift = np.array([3.4]), np.array([3.1])
+    p = np.linspace(0.5, 0.98, 500, dtype=np.float32)[:, None]
+    written = [float(f"{x:.9g}") for x in ensemble.calibrated(p)[:, 0]]
+    assert written == sorted(set(written))
+
+
 def test_calibrating_nothing_is_said(finished, test_csv, capsys):
     assert predict.main(["--run", str(finished), "--input", str(test_csv), "--calibrate"]) == 0
     assert "--calibrate changes probabilities alone" in capsys.readouterr().err
