@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import fast
 import model as M
 import train
-from config import BUNDLED, UserError
+from config import BUNDLED, Config, UserError, parse
 from data import Collator, EmotionDataset, tokenize
 
 SIZE = dict(
@@ -294,7 +294,7 @@ def needs_code(folder):
     (lambda p: (p / "config.json").write_text("{"), "can't be loaded"),
     (lambda p: (p / "tokenizer.json").write_text("{}"), "can't be loaded"),
     (lambda p: make_tokenizer(first=[f"w{i}" for i in range(99)]).save_pretrained(p), "don't belong together"),
-    (lambda p: needs_code(p), "program code of its own, which is never run"),
+    (needs_code, "program code of its own, which is never run"),
 ])  # fmt: skip
 def test_damaged_model_folders(tmp_path, spoil, words):
     folder = make_bert(tmp_path / "a")
@@ -335,12 +335,13 @@ def sentencepiece_folder(tmp_path, name, settings):
     return folder
 
 
-def test_the_tokenizer_is_the_one_that_predict_will_read(tmp_path):
+def test_the_tokenizer_is_the_one_that_predict_will_read(tmp_path, train_csv):
     """RemBERT's, read from sentencepiece.model alone, sets no [CLS] and [SEP]; saved and read again it does."""
     folder = sentencepiece_folder(tmp_path, "sentencepiece", {"tokenizer_class": "RemBertTokenizer"})
     config = T.RemBertConfig(vocab_size=64, **SIZE, input_embedding_size=16, output_embedding_size=16)
     T.AutoModel.from_config(config).save_pretrained(folder)
-    trained = M.saved_tokenizer(M.inspect_encoder(str(folder)))
+    flags = ["--model", str(folder), "--train", str(train_csv), "--max-length", "32"]
+    trained = train.prepare(parse(Config, flags), None, fast.Ranks()).info.tokenizer
     trained.save_pretrained(tmp_path / "fold")
     config.save_pretrained(tmp_path / "fold")
     again = T.AutoTokenizer.from_pretrained(tmp_path / "fold")
