@@ -1,9 +1,10 @@
-"""Kills, signals, flipped bytes and failing writes by the hundred: python benchmarks/faults.py [--quick]
+"""Kills, signals, flipped bytes and failing writes by the hundred: benchmarks/faults.py [--quick]
 
-A fault is survived when the same command, run again, ends with the same bytes as an undisturbed run (weights, oof.csv,
-th.npy, submission.csv). Prints a Markdown table; exit code 1 if anything did not survive. SIGKILL leaves the page cache
-alone: nothing here says anything about a power cut. Every run is a child forked after the imports; the parent never
-uses torch or a tokenizer, whose threads a fork would lose.
+A fault is survived when the same command, run again, ends with the same bytes as an undisturbed run
+(weights, oof.csv, th.npy, submission.csv). Prints a Markdown table; exit code 1 if anything did not
+survive. SIGKILL leaves the page cache alone: nothing here says anything about a power cut. Every
+run is a child forked after the imports; the parent never uses torch or a tokenizer, whose threads a
+fork would lose.
 """
 
 import argparse
@@ -29,18 +30,20 @@ from conftest import make_bert, make_rows, outputs, write_csv
 
 import predict
 import train
-from config import UserError
-from run import Run, damage
-from train import load_state, save_state
+from support.checkpoint import load_state, save_state
+from support.errors import UserError
+from support.files import damage
+from support.run import Run
 
 torch.set_num_threads(1)
 WORK = Path(tempfile.mkdtemp(prefix="faults-"))
-COMMAND = ["--model", str(WORK / "bert"), "--train", str(WORK / "train.csv"), "--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]  # fmt: skip
+COMMAND = ["--model", str(WORK / "bert"), "--train", str(WORK / "train.csv")]
+COMMAND += ["--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]
 FOLDS = 2
 
 
 def start(work: Callable[[], int], log: Path) -> int:
-    """The process id of a child that runs `work` and exits with its result; what it prints goes to `log`."""
+    """The id of a process that runs `work` and exits with its result; its prints go to `log`."""
     pid = os.fork()
     if not pid:
         code = 99
@@ -107,7 +110,9 @@ def last_saved(out: Path) -> float:
     return max(times, default=0.0)
 
 
-def kills(table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random) -> None:
+def kills(
+    table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random
+) -> None:
     """SIGKILL at times spread over a whole run."""
     survived, lost, inside, before_any = [], [0.0], 0, 0
     for i in range(number):
@@ -122,8 +127,9 @@ def kills(table: Table, number: int, wanted: dict, epochs: int, took: float, rng
         before_any += not last_saved(out)
         survived.append(code in (-9, 0) and finish(out, epochs) == wanted)
         shutil.rmtree(out)
-    what = f"SIGKILL at a random time of a run ({inside} inside a save, {before_any} before env.json; at most {max(lost):.2f} s of {took:.1f} s lost)"  # fmt: skip
-    table.add(what, survived)
+    where = f"{inside} inside a save, {before_any} before env.json"
+    what = f"{where}; at most {max(lost):.2f} s of {took:.1f} s lost"
+    table.add(f"SIGKILL at a random time of a run ({what})", survived)
 
 
 def kills_while_saving(table: Table, number: int, rng: random.Random) -> None:
@@ -163,8 +169,10 @@ def kills_while_saving(table: Table, number: int, rng: random.Random) -> None:
     )
 
 
-def signals(table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random) -> None:
-    """SIGTERM, SIGINT and SIGHUP at random times: 128 + number, one line, the same bytes afterwards."""
+def signals(
+    table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random
+) -> None:
+    """SIGTERM, SIGINT, SIGHUP at random times: 128 + number, one line, the same bytes after."""
     survived = []
     for i in range(number):
         signum = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[i % 3]
@@ -191,8 +199,10 @@ def noticed(run: Path) -> str | None:
     return next(filter(None, (damage(f, key) for f in (run, *sorted(run.glob("fold_*"))))), None)
 
 
-def flips(table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: random.Random) -> None:
-    """One flipped bit in a random byte of a random file: named; every eighth time the run is made whole again."""
+def flips(
+    table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: random.Random
+) -> None:
+    """One flipped bit in a random byte of a random file: named; every eighth time also mended."""
     copy, found, whole = Path(shutil.copytree(run, WORK / "flip")), [], []
     assert noticed(copy) is None
     paths = sorted(p for p in copy.rglob("*") if p.is_file() and p.name != "lock")
@@ -203,7 +213,8 @@ def flips(table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: 
         changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         found.append(path.name in (noticed(copy) or ""))
-        if i % 8 == 0 and path.name != "env.json":  # without it nobody can say which run this is: refused
+        # Without env.json nobody can say which run this is: refused.
+        if i % 8 == 0 and path.name != "env.json":
             whole.append(finish(copy, epochs) == wanted)
             shutil.rmtree(copy)
             shutil.copytree(run, copy)
@@ -221,7 +232,7 @@ def flips(table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: 
 
 
 def failing_writes(table: Table, name: str, stride: int, wanted: dict, epochs: int) -> None:
-    """The k-th os.replace, os.fsync or open-for-writing says that the disk is full; k = 1, 2 ... until none is left."""
+    """The k-th os.replace, os.fsync or open-for-writing says that the disk is full; k = 1, 2 ..."""
     owner = builtins if name == "open" else os
     out, log = WORK / "sweep", WORK / "log"
 

@@ -1,10 +1,11 @@
-"""Does the number that is printed hold on new rows? python benchmarks/heldback.py CSV DIR [--rows N] [--repeats 10] [--folds 3]
+"""Does the number that is printed hold on new rows? python benchmarks/heldback.py CSV DIR
 
-Each repetition holds a third of the rows back, trains the folds on the rest as train.py does, and keeps the
-probabilities of every epoch in DIR/<repetition>.npz (what is there is not trained again). From the same runs come all
-tables: the printed number minus the truth, which is what predict.py gets on the rows held back, for each way to choose
-the epoch; thresholds of single folds on the mean of the folds; ways to smooth thresholds.
---notebook: a third of the training rows doubled, folds that ignore copies, thresholds scored where they were chosen.
+Each repetition holds a third of the rows back, trains the folds on the rest by train.py, and keeps
+the probabilities of every epoch in DIR/<repetition>.npz (what is there is not trained again). From
+the same runs come all tables: the printed number minus the truth, which is what predict.py gets on
+the rows held back, for each way to choose the epoch; and other thresholds. Flags of train.py are
+for it. --rows: so many rows of the CSV, other ones each time. --notebook: a third of the training
+rows doubled, folds that ignore copies, thresholds scored where they were chosen.
 """
 
 import argparse
@@ -13,72 +14,102 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
+from measure import HERE
+
 sys.path.insert(0, str(HERE))
 
 import numpy as np
 from sklearn.model_selection import KFold
 
-import fast
 import metrics
 import train
-from config import Config, Signals, parse
-from data import assign_folds, csv_text, read_csv, text_hashes, tokenize
+from config import Config
+from data import DataCollator, assign_folds, encode, read_table
+from model import EmotionClassifier, run_over_rows, sigmoid
+from support.checkpoint import Checkpoint
+from support.cli import parse
+from support.output import csv_text
+from support.speed import resolve_device
+
+RULES = {"best": "best of each fold", "last": "last", "same": "best mean over the folds"}
+DEFAULT = "the run's own, on the mean of the probabilities"
 
 
-def repetition(path: str, n: int | None, seed: int, folds: int, notebook: bool, flags: list[str]) -> dict:
-    """Arrays: y (N, C), fold (N,), oof (E, N, C); truth (M, C), new (E, K, M, C); log (E, K): macro-F1, loss."""
-    config = parse(Config, flags)
-    table, rng = read_csv(path, config.text_column, config.labels), np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(len(table))[:n])
-    texts, y = [table.texts[i] for i in rows], table.labels[rows]
-    held = assign_folds(y, text_hashes(texts), 3, seed) == 0
-    kept = np.flatnonzero(~held)
-    if notebook:
+def deal_anyhow(labels, hashes, folds: int, seed: int) -> np.ndarray:
+    """Folds in the notebook's way: copies of a text part."""
+    fold = np.zeros(len(labels), np.int16)
+    for k, (_, part) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(fold)):
+        fold[part] = k
+    return fold
+
+
+def repetition(args, seed: int) -> dict[str, np.ndarray]:
+    """y (N, C), fold (N,), truth (M, C); by epoch and fold: log (E, K, 2) of macro-F1 and loss,
+    oof (E, N, C) out-of-fold probabilities, new (E, K, M, C) those of the rows held back."""
+    config = parse(Config, args.flags)
+    table, rng = (
+        read_table(args.csv, config.labels, config.text_column),
+        np.random.default_rng(seed),
+    )
+    rows = np.sort(rng.permutation(len(table))[: args.rows])
+    y = table.labels[rows]
+    held = assign_folds(y, table.hashes[rows], 3, seed) == 0
+    kept = rows[~held]
+    if args.notebook:
         kept = np.concatenate([kept, rng.choice(kept, len(kept) // 3, replace=False)])
-    lines = [[str(i), texts[i], *y[i].astype(int)] for i in kept.tolist()]
+    deal = train.assign_folds = deal_anyhow if args.notebook else assign_folds
+    lines = [[str(i), table.texts[i], *table.labels[i].astype(int)] for i in kept.tolist()]
     with tempfile.TemporaryDirectory() as d:
-        Path(d, "train.csv").write_text(csv_text([["id", "text", *config.labels], *lines]))
-        argv = [*flags, "--train", f"{d}/train.csv", "--folds", str(folds), "--seed", str(seed)]
-        job = train.prepare(parse(Config, argv), Signals(), fast.Ranks())
-        if notebook:
-            fold = np.zeros(len(kept), np.int16)
-            for k, (_, part) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(fold)):
-                fold[part] = k
-            job = dataclasses.replace(job, fold=fold)
-        new = tokenize(job.info.tokenizer, [texts[i] for i in np.flatnonzero(held)], config.max_length)
-        collate = job.collator()  # for whole vocabularies; training counts in the tokens that occur
-        job = train.shrink_vocabulary(job, train.load_encoder(job.info.path))
-        epochs, C = job.config.epochs, y.shape[1]
-        out = {
-            "y": job.table.labels,
-            "fold": job.fold,
-            "truth": y[held],
-            "oof": np.zeros((epochs, len(kept), C)),
-        }
-        out |= {"new": np.zeros((epochs, folds, held.sum(), C)), "log": np.zeros((epochs, folds, 2))}
-        for k in range(folds):
-            fold = train.start_fold(job, Path(tempfile.mkdtemp(dir=d)), k)
-            for e in range(epochs):
-                fold.at["epoch"], fold.at["step"] = e, 0
-                rate = train.train_epoch(fold)
-                with fold.averaged() as model:
-                    row, out["oof"][e, fold.held] = train.judge(fold, rate)
-                    with fast.whole_embedding(model.encoder, 1.0):
-                        how = (collate, job.config.device, job.config.precision)
-                        logits = train.predict_logits(model, new, *how)
-                out["new"][e, k], out["log"][e, k] = train.sigmoid(logits), (row["macro_f1"], row["val_loss"])
-                print(train.report.epoch_line(row, epochs), flush=True)
-    return {name: value.astype(np.float32) if name != "fold" else value for name, value in out.items()}
+        path, how = Path(d, "train.csv"), ["--folds", str(args.folds), "--seed", str(seed)]
+        path.write_text(csv_text([["id", table.text_column, *config.labels], *lines]))
+        new = [table.inputs[i] for i in rows[held]]
+        # --keep last writes every epoch, so that it can be read as predict.py reads it.
+        argv = [*args.flags, *how, "--keep", "last", "--train", str(path), "--out", f"{d}/run"]
+        epochs = train_and_watch(argv, config, new)
+    labels = table.labels[kept]
+    fold = deal(labels, table.hashes[kept], args.folds, seed)
+    E, K, C = len(epochs) // args.folds, args.folds, labels.shape[1]
+    out = {"y": labels, "fold": fold, "truth": y[held], "log": np.zeros((E, K, 2))}
+    out |= {"oof": np.zeros((E, len(kept), C)), "new": np.zeros((E, K, len(new), C))}
+    for (k, e), (row, y_prob, p) in epochs.items():
+        out["oof"][e, fold == k], out["new"][e, k] = y_prob, p
+        out["log"][e, k] = row["macro_f1"], row["val_loss"]
+    return {name: x.astype(np.int16 if name == "fold" else np.float32) for name, x in out.items()}
+
+
+def train_and_watch(argv: list[str], config: Config, new: list[str]) -> dict:
+    """Run train.py. (fold, epoch) -> its line of the log, out-of-fold probabilities, new rows'."""
+    keep, epochs = Checkpoint.keep, {}
+    device, precision = resolve_device(config.device, config.precision)
+    config = dataclasses.replace(config, device=device, precision=precision)
+
+    def watched(self, row, y_prob, model, tokenizer) -> None:
+        keep(self, row, y_prob, model, tokenizer)
+        saved = EmotionClassifier.load(self.folder, len(config.labels), config.pooling)
+        dataset = encode(tokenizer, new, config.max_length)
+        collate = DataCollator(
+            tokenizer.pad_token_id, config.max_length, config.device, config.precision
+        )
+        logits, _ = run_over_rows(saved.to(device), dataset, collate, config)
+        epochs[row["fold"], row["epoch"]] = row, y_prob, sigmoid(logits)
+
+    Checkpoint.keep = watched
+    try:
+        if code := train.main(argv):
+            sys.exit(code)
+    finally:
+        Checkpoint.keep = keep
+    return epochs
 
 
 def epochs_of(log: np.ndarray, rule: str) -> list[int]:
-    """The epoch of each fold: best macro-F1, the last, or the one with the best mean for all folds."""
+    """The epoch of each fold: best macro-F1, the last, or the one with the best mean for all."""
     if rule == "last":
         return [len(log) - 1] * log.shape[1]
     if rule == "same":
         return [int(log[:, :, 0].mean(1).argmax())] * log.shape[1]
-    return [max(range(len(log)), key=lambda e: (log[e, k, 0], -log[e, k, 1])) for k in range(log.shape[1])]
+    rank = lambda k: lambda e: (log[e, k, 0], -log[e, k, 1])  # noqa: E731
+    return [max(range(len(log)), key=rank(k)) for k in range(log.shape[1])]
 
 
 def assembled(r: dict, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,25 +120,8 @@ def assembled(r: dict, rule: str) -> tuple[np.ndarray, np.ndarray]:
     return p, np.stack([r["new"][e, k] for k, e in enumerate(epochs)])
 
 
-def macro(y, pred) -> float:
+def macro(y: np.ndarray, pred: np.ndarray) -> float:
     return metrics.scores(y, pred)["macro_f1"]
-
-
-def optimism(runs: list[dict], rule: str, notebook: bool) -> list[tuple[float, float, bool]]:
-    """(printed, truth, whether the interval of their difference covers 0) of each repetition."""
-    rows = []
-    for r in runs:
-        p, new = assembled(r, rule)
-        th = (first_best if notebook else metrics.tune_thresholds)(r["y"], p)
-        said = metrics.detect(p, th) if notebook else metrics.cross_fit(r["y"], p, r["fold"])
-        found = metrics.detect(new.mean(0), th)
-        draws = [
-            metrics.bootstrap_f1(y, x, seed=i).mean(1)
-            for i, (y, x) in enumerate(((r["y"], said), (r["truth"], found)))
-        ]
-        low, high = metrics.interval(draws[0] - draws[1])
-        rows.append((macro(r["y"], said), macro(r["truth"], found), low <= 0 <= high))
-    return rows
 
 
 def first_best(y: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -115,88 +129,83 @@ def first_best(y: np.ndarray, p: np.ndarray) -> np.ndarray:
     return metrics.GRID[metrics.f1_by_threshold(y, p).argmax(1)]
 
 
-def pooled(y: np.ndarray, p: np.ndarray, weight: float = 50.0) -> np.ndarray:
-    """Each label's threshold, drawn toward one for all labels as if that one rested on `weight` positives."""
-    own, n = metrics.tune_thresholds(y, p), y.sum(0)
-    shared = metrics.tune_thresholds(y.reshape(-1, 1), p.reshape(-1, 1))
-    return np.float32((n * own + weight * shared) / (n + weight))
+def compared(r: dict, rule: str, notebook: bool) -> tuple[float, float, float, bool]:
+    """Printed, truth of one fold's model and of the average; whether 0 is in the interval."""
+    p, new = assembled(r, rule)
+    th = (first_best if notebook else metrics.tune_thresholds)(r["y"], p)
+    said = metrics.detect(p, th) if notebook else metrics.cross_fit(r["y"], p, r["fold"])
+    found = metrics.detect(new.mean(0), th)
+    a = metrics.bootstrap_f1(r["y"], said, seed=0).mean(1)
+    b = metrics.bootstrap_f1(r["truth"], found, seed=1).mean(1)
+    low, high = metrics.interval(a - b)
+    single = np.mean([macro(r["truth"], metrics.detect(x, th)) for x in new])
+    return macro(r["y"], said), single, macro(r["truth"], found), low <= 0 <= high
 
 
-def transferred(p: np.ndarray, new: np.ndarray, th: np.ndarray) -> np.ndarray:
-    """Thresholds of the mean of the folds that detect as large a share as th does of single folds' probabilities."""
-    share = np.stack([metrics.detect(x, th).mean(0) for x in new]).mean(0)
-    return np.float32([np.quantile(new.mean(0)[:, j], 1 - share[j]) for j in range(len(th))])
+def transferred(new: np.ndarray, th: np.ndarray) -> np.ndarray:
+    """Thresholds of the mean of the folds that detect as many rows as th does of single folds."""
+    share, mean = np.mean([metrics.detect(x, th).mean(0) for x in new], 0), new.mean(0)
+    return np.float32([np.quantile(mean[:, j], 1 - share[j]) for j in range(len(th))])
 
 
-def show(name: str, values) -> None:
-    values = np.asarray(values)
-    print(f"| {name} | {values.mean():.4f} | {values.std(ddof=1) if len(values) > 1 else 0:.4f} |")
+def other_thresholds(r: dict) -> dict[str, float]:
+    """Macro-F1 on the rows held back, by way."""
+    p, new = assembled(r, "best")
+    th, mean = metrics.tune_thresholds(r["y"], p), new.mean(0)
+    best = metrics.tune_thresholds(r["truth"], mean)
+    found = {
+        DEFAULT: metrics.detect(mean, th),
+        "... on the mean of the logits": metrics.detect(sigmoid(metrics.logit(new).mean(0)), th),
+        "by the share detected": metrics.detect(mean, transferred(new, th)),
+        "0.5 for all": metrics.detect(mean, np.float32(0.5)),
+        "chosen on the rows held back (not to be had)": metrics.detect(mean, best),
+    }
+    return {name: macro(r["truth"], pred) for name, pred in found.items()}
+
+
+def deviation(x) -> float:
+    return float(np.std(x, ddof=1)) if len(x) > 1 else 0.0
 
 
 def tables(runs: list[dict], notebook: bool) -> None:
+    print(f"\n{len(runs)} repetitions\n")
     print(
-        f"\n{len(runs)} repetitions\n\n| epoch | printed | truth | printed - truth | deviation | covers 0 |"
+        "| epoch kept | printed | one fold | average | printed - average (deviation) | covers 0 |"
     )
     print("|---|---:|---:|---:|---:|---:|")
-    for rule in ("best", "last", "same"):
-        rows = np.array(optimism(runs, rule, notebook))
-        gap = rows[:, 0] - rows[:, 1]
-        spread = gap.std(ddof=1) if len(gap) > 1 else 0
-        print(
-            f"| {rule} | {rows[:, 0].mean():.4f} | {rows[:, 1].mean():.4f} | {gap.mean():+.4f} | {spread:.4f} | {rows[:, 2].mean():.0%} |"
-        )
-    ways: dict[str, list[float]] = {}
-    for r in runs:
-        p, new = assembled(r, "best")
-        th, mean = metrics.tune_thresholds(r["y"], p), new.mean(0)
-        logits = train.sigmoid(metrics.logit(new).mean(0))
-        found = {"thresholds as they are, mean of probabilities": metrics.detect(mean, th)}
-        found["mean of logits"] = metrics.detect(logits, th)
-        found["thresholds by share detected (quantile transfer)"] = metrics.detect(
-            mean, transferred(p, new, th)
-        )
-        found["chosen on the rows held back (not to be had)"] = metrics.detect(
-            mean, metrics.tune_thresholds(r["truth"], mean)
-        )
-        found["the first best of the sweep"] = metrics.detect(mean, first_best(r["y"], p))
-        found["drawn toward a pooled one"] = metrics.detect(mean, pooled(r["y"], p))
-        fine = np.linspace(0.02, 0.9, 45, dtype=np.float32)
-        found["grid of 45 from 0.02"] = metrics.detect(mean, metrics.tune_thresholds(r["y"], p, fine))
-        found["0.5 for all"] = metrics.detect(mean, np.float32(0.5))
-        for name, pred in found.items():
-            ways.setdefault(name, []).append(macro(r["truth"], pred))
-        ways.setdefault("one fold alone, thresholds as they are", []).append(
-            np.mean([macro(r["truth"], metrics.detect(x, th)) for x in new])
-        )
-    base = np.array(ways["thresholds as they are, mean of probabilities"])
-    print("\n| thresholds (best epoch), macro-F1 on the rows held back | mean | deviation |\n|---|---:|---:|")
-    for name, values in ways.items():
-        show(name, values)
-    print("\n| difference to the first line | mean | deviation |\n|---|---:|---:|")
-    for name, values in list(ways.items())[1:]:
-        show(name, np.array(values) - base)
+    for rule, name in RULES.items():
+        said, single, average, covers = np.array([compared(r, rule, notebook) for r in runs]).T
+        means, gap = " | ".join(f"{x.mean():.4f}" for x in (said, single, average)), said - average
+        gap = f"{gap.mean():+.4f} ({deviation(gap):.4f})"
+        print(f"| {name} | {means} | {gap} | {int(covers.sum())} of {len(runs)} |")
+    print(
+        "\n| thresholds (best epoch) | macro-F1 | to the run's own (deviation) |\n|---|---:|---:|"
+    )
+    ways = [other_thresholds(r) for r in runs]
+    for name in ways[0]:
+        values, gaps = [w[name] for w in ways], [w[name] - w[DEFAULT] for w in ways]
+        more = f"{np.mean(gaps):+.4f} ({deviation(gaps):.4f})" if name != DEFAULT else ""
+        print(f"| {name} | {np.mean(values):.4f} | {more} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("csv")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--notebook", action="store_true")
-    args, flags = parser.parse_known_args()
+    args, args.flags = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(args.repeats):
-        path = args.folder / f"{seed}.npz"
+        path, new = args.folder / f"{seed}.npz", args.folder / "new.npz"
         if not path.exists():
-            arrays = repetition(args.csv, args.rows, seed, args.folds, args.notebook, flags)
-            with open(args.folder / "new.tmp", "wb") as f:
-                np.savez_compressed(f, **arrays)
-            (args.folder / "new.tmp").rename(path)
-        tables([dict(np.load(args.folder / f"{i}.npz")) for i in range(seed + 1)], args.notebook)
+            np.savez_compressed(new, **repetition(args, seed))
+            new.rename(path)
+        runs = [dict(np.load(args.folder / f"{i}.npz")) for i in range(seed + 1)]
+        tables(runs, args.notebook)
 
 
 if __name__ == "__main__":

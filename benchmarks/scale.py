@@ -1,71 +1,29 @@
-"""Rows by the million, and several processes: python benchmarks/scale.py [predict] [train] [processes] [growth]
+"""Rows by the million, and several processes: python benchmarks/scale.py [PART ...]
 
-predict: predict.py on 100,000 and on 1,000,000 rows (a tiny encoder): seconds, rows/s, resident memory.
-train: everything train.py does with 1,000,000 rows x 5 labels before a model is trained: seconds by stage, memory.
-processes: one fold, one epoch of the sample by one process with two threads and by torchrun with two ranks; three
-folds by one process and by three. Alternately, three times each.
-growth: microseconds a row for 1,000, 10,000 and 100,000 rows, in turns, medians of 5; memory by the number of folds.
+predict: predict.py on 100,000 and on 1,000,000 rows (a tiny encoder): seconds, rows/s, memory.
+train: all that train.py does with 1,000,000 rows x 5 labels before a model is trained, by stage.
+processes: one epoch of one fold by one process with two threads and by torchrun with two ranks;
+three folds by one process and by three. In turns, three times each. Flags of train.py are for it.
 Prints Markdown tables.
 """
 
-import os
+import argparse
+import contextlib
+import json
+import pkgutil
 import re
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
+from measure import HERE, call, middle
+
 sys.path[:0] = [str(HERE), str(HERE / "tests")]
-WORK = Path(tempfile.mkdtemp(prefix="scale-"))
-ENV = {**os.environ, "HF_HUB_OFFLINE": "1"}
-STAGES = "read_csv text_hashes assign_folds inspect_encoder tokenize data_report".split()  # noqa: SIM905
-PREPARE = f"""
-import sys, time, resource
-sys.path.insert(0, {str(HERE)!r})
-import report, train
-from config import Config, Signals, parse
-def timed(owner, name):
-    real = getattr(owner, name)
-    def call(*args, **kwargs):
-        start = time.perf_counter()
-        result = real(*args, **kwargs)
-        print("STAGE", name, time.perf_counter() - start, flush=True)
-        return result
-    setattr(owner, name, call)
-for name in {STAGES[:-1]!r}:
-    timed(train, name)
-timed(report, "data_report")
-start = time.perf_counter()
-job = train.prepare(parse(Config, sys.argv[1:]), Signals(), train.fast.Ranks())
-print("STAGE all", time.perf_counter() - start, len(job.table), job.tokens.ids.nbytes / len(job.tokens.ids))
-"""
 
 
-def call(argv: list, threads: int = 2, cwd: Path = WORK) -> tuple[float, float, str]:
-    """(seconds, peak resident MB, output) of a command that must end well."""
-    start, peak = time.monotonic(), [0.0]
-    p = subprocess.Popen([sys.executable, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                         cwd=cwd, env={**ENV, "OMP_NUM_THREADS": str(threads)})  # fmt: skip
-
-    def watch() -> None:
-        while p.poll() is None:
-            status = Path(f"/proc/{p.pid}/status").read_text()
-            peak[0] = max([peak[0], *(int(x) / 1024 for x in re.findall(r"VmHWM:\s+(\d+)", status))])
-            time.sleep(0.2)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    out = p.communicate()[0]
-    thread.join()
-    assert p.returncode == 0, out
-    return time.monotonic() - start, peak[0], out
-
-
-def big(path: Path, n: int) -> Path:
+def big_csv(path: Path, n: int) -> Path:
     """n rows of 2 to 30 words and a number of their own, so that no two are equal; five labels."""
     import numpy as np
 
@@ -73,159 +31,112 @@ def big(path: Path, n: int) -> Path:
     words = np.array([f"word{i}" for i in range(90)])
     with open(path, "w") as f:
         f.write("id,text,anger,fear,joy,sadness,surprise\n")
-        for start in range(0, n, 10_000):
-            m = min(10_000, n - start)
-            lengths, y = rng.integers(2, 31, m), (rng.random((m, 5)) < (0.1, 0.5, 0.25, 0.3, 0.3)).astype(int)
-            picked = words[rng.integers(0, len(words), (m, 30))]
-            for i in range(m):
-                text = " ".join(picked[i, : lengths[i]])
-                f.write(f"{start + i},{text} {start + i},{','.join(map(str, y[i]))}\n")
+        for i in range(n):
+            text = " ".join(words[rng.integers(0, 90, rng.integers(2, 31))])
+            y = (rng.random(5) < (0.1, 0.5, 0.25, 0.3, 0.3)).astype(int)
+            f.write(f"{i},{text} {i},{','.join(map(str, y))}\n")
     return path
 
 
-def tiny_run() -> Path:
+def tiny_run(work: Path) -> Path:
     from conftest import make_bert, make_rows, write_csv
 
-    make_bert(WORK / "bert")
-    train = write_csv(WORK / "t.csv", make_rows(200))
-    call(
-        [
-            HERE / "train.py",
-            "--model",
-            WORK / "bert",
-            "--train",
-            train,
-            "--folds",
-            2,
-            "--epochs",
-            1,
-            "--out",
-            WORK / "run",
-        ]
-    )
-    return WORK / "run"
+    make_bert(work / "bert")
+    data = ["--train", write_csv(work / "t.csv", make_rows(200)), "--model", work / "bert"]
+    call([HERE / "train.py", *data, "--folds", 2, "--epochs", 1, "--out", work / "run"])
+    return work / "run"
 
 
-def predict() -> None:
-    run = tiny_run()
+def predict(args, work: Path) -> None:
+    run, output = tiny_run(work), work / "s.csv"
     print("| rows | seconds | rows/s, two folds | peak resident MB |\n|---:|---:|---:|---:|")
-    for n in (100_000, 1_000_000):
-        path = big(WORK / "big.csv", n)
-        seconds, peak, _ = call(
-            [HERE / "predict.py", "--run", run, "--input", path, "--output", WORK / "s.csv"]
-        )
-        assert (WORK / "s.csv").read_text().count("\n") == n + 1
-        print(f"| {n:,} | {seconds:.0f} | {n / seconds:,.0f} | {peak:.0f} |", flush=True)
+    for n in (args.rows // 10, args.rows):
+        path = big_csv(work / "big.csv", n)
+        what = ["--run", run, "--input", path, "--output", output]
+        seconds, mb, _ = call([HERE / "predict.py", *what])
+        assert output.read_text().count("\n") == n + 1
+        print(f"| {n:,} | {seconds:.0f} | {n / seconds:,.0f} | {mb:.0f} |", flush=True)
 
 
-def train() -> None:
-    path = big(WORK / "big.csv", 1_000_000)
-    (WORK / "prepare.py").write_text(PREPARE)
-    seconds, peak, out = call([WORK / "prepare.py", "--train", path])
-    stages = dict(re.findall(r"STAGE (\w+) ([\d.]+)", out))
-    print("| stage, 1,000,000 rows x 5 labels | seconds |\n|---|---:|")
-    for name, value in stages.items():
+STAGES = [  # what train.main calls before the first fold
+    *("train.read_table", "data.text_hashes", "train.assign_folds", "train.inspect_encoder"),
+    *("train.encode", "train.report.say_data", "train.check_weights", "train.start_run"),
+]
+
+
+def train(args, work: Path) -> None:
+    path = big_csv(work / "big.csv", args.rows)
+    seconds, mb, out = call([__file__, "stages", "--train", path, "--out", work / "million"])
+    print(f"| stage, {args.rows:,} rows x 5 labels | seconds |\n|---|---:|")
+    for name, value in re.findall(r"STAGE (\w+) ([\d.]+)", out):
         print(f"| {name} | {float(value):.1f} |")
-    print(f"| the whole process | {seconds:.1f} |\n| peak resident MB | {peak:.0f} |", flush=True)
+    print(f"| the whole process | {seconds:.1f} |\n| peak resident MB | {mb:.0f} |", flush=True)
 
 
-def processes() -> None:
-    common = ["--epochs", 1, "--ema", 0, "--folds", 3]
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    seconds: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {}
-    for i in range(3):
-        for name, argv, threads in (("one process, two threads", [HERE / "train.py"], 2), ("torchrun, two ranks", [*two, HERE / "train.py"], 1)):  # fmt: skip
-            out = WORK / f"{threads}-{i}"
-            taken, _, text = call([*argv, *common, "--fold", 0, "--out", out], threads)
-            rate = float(re.search(r"(\d+) rows/s", text)[1])
-            seconds.setdefault(f"one fold: {name}", []).append(taken)
-            rates.setdefault(f"one fold: {name}, rows/s of training", []).append(rate)
-        start = time.monotonic()
-        call([HERE / "train.py", *common, "--out", WORK / f"row-{i}"], 1)
-        seconds.setdefault("three folds: one process, one thread", []).append(time.monotonic() - start)
-        start, out = time.monotonic(), WORK / f"side-{i}"
-        argv = [sys.executable, str(HERE / "train.py"), *map(str, common), "--out", str(out)]
-        env = {**ENV, "OMP_NUM_THREADS": "1"}
-        running = [subprocess.Popen(argv, cwd=WORK, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]  # fmt: skip
-        assert [p.wait() for p in running] == [0, 0, 0] and (out / "DONE.json").exists()
-        seconds.setdefault("three folds: three processes, one thread each", []).append(
-            time.monotonic() - start
-        )
-        for name in ("oof.csv", "th.npy", "fold_1/model.safetensors"):
-            assert (out / name).read_bytes() == (WORK / f"row-{i}" / name).read_bytes()
-    print("| what | seconds (or rows/s), median of 3 (lowest to highest) |\n|---|---:|")
-    for name, s in (seconds | rates).items():
-        print(f"| {name} | {statistics.median(s):.1f} ({min(s):.1f} to {max(s):.1f}) |")
+def stages(args, work: Path) -> None:
+    """In a process of its own: train.py up to the first fold, with the seconds of each stage."""
 
-
-def growth() -> None:
-    import torch
-
-    import data
-    import model
-    from config import BUNDLED, EMOTIONS
-
-    run, tokenizer = tiny_run(), model.inspect_encoder(BUNDLED).tokenizer
-    net, small = (
-        model.EmotionClassifier.load(run / "fold_0", 5, "mean"),
-        model.inspect_encoder(str(run / "fold_0")),
-    )
-    seconds: dict[str, dict[int, list[float]]] = {}
-    sizes = (1_000, 10_000, 100_000)
-    paths = {n: big(WORK / f"{n}.csv", n) for n in sizes}
-
-    def once(n: int) -> None:
-        start = time.perf_counter()
-
-        def lap(what: str) -> None:
-            nonlocal start
-            seconds.setdefault(what, {}).setdefault(n, []).append(time.perf_counter() - start)
+    def timed(real, name: str):
+        def call_it(*inputs):
             start = time.perf_counter()
+            try:
+                return real(*inputs)
+            finally:
+                print(f"STAGE {name} {time.perf_counter() - start:.3f}", flush=True)
 
-        table = data.read_csv(paths[n], None, list(EMOTIONS))
-        lap("reading and checking the CSV")
-        data.assign_folds(table.labels, data.text_hashes(table.texts), 5, 42)
-        lap("folds, with the hashes of the texts")
-        tokens = data.tokenize(tokenizer, table.texts, 128)
-        lap("tokenising (MiniLM's tokenizer)")
-        rows, collate = data.EmotionDataset(tokens, table.labels), data.Collator(0)
-        for batch in data.length_batches(tokens.lengths, 16, [0]):
-            collate([rows[i] for i in batch])
-        lap("an epoch's batches of 16")
-        assert tokens.ids.nbytes == 4 * len(tokens.ids)
-        few = data.tokenize(small.tokenizer, table.texts, 128)
-        start = time.perf_counter()
-        model.predict_logits(net, few, data.Collator(0), "cpu", "fp32")
-        lap("prediction (2 layers of 32)")
+        return call_it
 
-    for n in [*sizes, *sizes * 5]:  # the first time warms up
-        once(n)
-    print(f"{torch.get_num_threads()} threads; microseconds a row, median of 5 (lowest to highest)")
-    print(f"\n| | {' | '.join(f'{n:,} rows' for n in sizes)} |\n|---|---:|---:|---:|")
-    for what, found in seconds.items():
-        per_row = ([1e6 * t / n for t in found[n][1:]] for n in sizes)
-        cells = (f"{statistics.median(t):.0f} ({min(t):.0f} to {max(t):.0f})" for t in per_row)
-        print(f"| {what} | {' | '.join(cells)} |")
-    print("\n| MiniLM, 200 rows of the sample, one epoch | peak resident MB |\n|---|---:|")
-    rows = (HERE / "examples/train.csv").read_text().splitlines(keepends=True)[:201]
-    (WORK / "few.csv").write_text("".join(rows))
-    for folds in (2, 10):
-        argv = [
-            HERE / "train.py",
-            "--train",
-            WORK / "few.csv",
-            "--epochs",
-            1,
-            "--folds",
-            folds,
-            "--out",
-            WORK / f"folds-{folds}",
-        ]
-        print(f"| {folds} folds | {call(argv)[1]:,.0f} |", flush=True)
+    for stage in STAGES:
+        owner, name = stage.rsplit(".", 1)
+        module = pkgutil.resolve_name(owner)
+        setattr(module, name, timed(getattr(module, name), name))
+    program = pkgutil.resolve_name("train")
+    program.train_fold = lambda *_: sys.exit()
+    with contextlib.suppress(SystemExit):
+        timed(program.main, "all")(args.flags)
+
+
+def processes(args, work: Path) -> None:
+    """Also holds that three processes write the same bytes as one."""
+    common = [HERE / "train.py", "--epochs", 1, "--folds", 3, *args.flags]
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    found: dict[str, list[float]] = {}
+    for i in range(args.runs):
+        for name, before, threads in (
+            ("one process, two threads", [], 2),
+            ("torchrun, two ranks", ranks, 1),
+        ):
+            out = work / f"{threads}-{i}"
+            seconds, *_ = call([*before, *common, "--fold", 0, "--out", out], threads)
+            rate = json.loads((out / "fold_0/log.jsonl").read_text())["rows_per_s"]
+            found.setdefault(f"one fold: {name}, seconds", []).append(seconds)
+            found.setdefault(f"one fold: {name}, rows/s of training", []).append(rate)
+        row, side = work / f"row-{i}", work / f"side-{i}"
+        seconds, *_ = call([*common, "--out", row], 1)
+        found.setdefault("three folds: one process, one thread, seconds", []).append(seconds)
+        with ThreadPoolExecutor(3) as pool:
+            three = [pool.submit(call, [*common, "--out", side], 1) for _ in range(3)]
+        seconds = max(p.result()[0] for p in three)
+        found.setdefault("three folds: three processes, seconds", []).append(seconds)
+        for name in ("oof.csv", "th.npy", "fold_1/model.safetensors"):
+            assert (side / name).read_bytes() == (row / name).read_bytes(), name
+    print(f"| what | median of {args.runs} (lowest to highest) |\n|---|---:|")
+    for name, values in found.items():
+        print(f"| {name} | {middle(values, '.1f')} |")
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parts = {"predict": predict, "train": train, "processes": processes}
+    parser.add_argument("parts", nargs="*", help=", ".join(parts))
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    args, args.flags = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="scale-") as work:
+        for part in args.parts or parts:
+            {**parts, "stages": stages}[part](args, Path(work))
 
 
 if __name__ == "__main__":
-    parts = {"predict": predict, "train": train, "processes": processes, "growth": growth}
-    for part in sys.argv[1:] or parts:
-        parts[part]()
+    main()

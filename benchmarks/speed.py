@@ -1,188 +1,197 @@
-"""Rows per second against the usual ways: python benchmarks/speed.py [CSV] [--model M] [--runs 5] [--rows N]
+"""Rows per second against the usual ways: python benchmarks/speed.py [CSV] [--model M] [--rows N]
 
-Same data, encoder, batch of 16 and processor; one epoch of fold 0 of 5, then prediction of all rows by that one model;
-taken in turns, each in a process of its own, medians of the ratios. `trainer`: transformers' Trainer at its best (fused
-AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). `notebook`: the loop this grew
-from (padding to 128, fp32, plain AdamW, two loader workers). Shares: floating-point operations on tokens that are no
-padding (6 a weight and token in training, 2 in prediction, and attention), over the best matrix product measured.
---whole: instead, whole commands: train.py with 5 folds of 4 epochs and predict.py on the same CSV, against the same by
-the Trainer with tokenising, validation and the best model's saving at every epoch; seconds and peak memory.
---profile: instead, where the time of our training steps and of prediction goes, by kind of work.
+One epoch of fold 0 of 5 in batches of 16, then prediction of all rows by that model. In turns, each
+in a process of its own; medians of the ratios. `trainer`: transformers' Trainer at its best (fused
+AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). `notebook`:
+the loop this grew from (padding to 128, fp32, plain AdamW, two loader workers). Shares: operations
+on tokens that are no padding (6 a weight and token in training, 2 in prediction, and attention),
+over the best matrix product measured here. --rows: only the first rows of the CSV. Instead of that:
+
+--base DIR  our training rate against that of another checkout of this project
+--whole     whole commands: train.py with 5 folds of 4 epochs and predict.py on the same CSV,
+            against the same by the Trainer with tokenising, validation and the best model's saving
+            at every epoch; seconds and peak memory
+--profile   where the time of our training steps and of prediction goes, by kind of work
 """
 
 import argparse
+import dataclasses
 import json
-import os
 import re
+import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-HERE = Path(__file__).resolve().parent.parent
+from measure import HERE, call, middle
+
 sys.path.insert(0, str(HERE))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 import metrics
 import train
-from config import BUNDLED, EMOTIONS, Config, Signals, parse
-from data import EmotionDataset
-from model import EmotionClassifier, length_multiple, resolve_device, sigmoid
+from config import BUNDLED, EMOTIONS, Config
+from data import DataCollator, assign_folds, encode, read_table
+from model import EmotionClassifier, run_over_rows, sigmoid
+from support import speed
+from support.cli import parse
+from support.encoders import inspect_encoder, layers_of, load_encoder
 
 BATCH = 16
 
 
-def prepared(args) -> train.Job:
-    flags = ["--train", args.csv, "--model", args.model, "--batch-size", str(BATCH), "--epochs", "1"]
-    return train.prepare(parse(Config, flags), Signals(), train.fast.Ranks())
+def flags(args, epochs: int) -> list[str]:
+    both = ["--train", args.csv, "--model", args.model]
+    return [*both, "--batch-size", str(BATCH), "--epochs", str(epochs)]
 
 
-def split(job: train.Job, rows: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and to predict, the same for all."""
-    return np.flatnonzero(job.fold != 0)[:rows], np.arange(len(job.table))[:rows]
+def prepare(args) -> SimpleNamespace:
+    """What all ways have in common before a model is loaded."""
+    config = parse(Config, flags(args, 1))
+    device, precision = speed.resolve_device(config.device, config.precision)
+    config = dataclasses.replace(config, device=device, precision=precision)
+    table, info = read_table(config.train, config.labels, None), inspect_encoder(config.model)
+    fold = assign_folds(table.labels, table.hashes, config.folds, config.seed)
+    dataset = encode(info.tokenizer, table.inputs, config.max_length, table.labels)
+    collate = DataCollator(
+        info.tokenizer.pad_token_id, config.max_length, config.device, config.precision
+    )
+    return SimpleNamespace(
+        config=config, table=table, info=info, fold=fold, dataset=dataset, collate=collate
+    )
+
+
+# One way each: rows per second of training and of prediction
+
+
+def train_rate(project: Path, args, run: Path, more: list[str]) -> float:
+    """Of the steps of one epoch of fold 0, as this project's train.py logs it."""
+    call([project / "train.py", *flags(args, 1), "--fold", 0, "--out", run, *more])
+    return json.loads((run / "fold_0/log.jsonl").read_text())["rows_per_s"]
+
+
+def predictor(args, run: Path):
+    """A function that predicts all rows by the fold in `run`, and their number."""
+    job = prepare(args)
+    model = EmotionClassifier.load(run / "fold_0", len(EMOTIONS), job.config.pooling)
+    model.to(job.config.device)
+    return lambda: run_over_rows(model, job.dataset, job.collate, job.config), len(job.table)
 
 
 def ours(args) -> dict:
-    job = prepared(args)
-    job = train.shrink_vocabulary(job, train.load_encoder(job.info.path))
-    rows, new = split(job, args.rows)
     with tempfile.TemporaryDirectory() as d:
-        fold = train.start_fold(job, Path(d), 0)
-        fold.train, fold.at["stats"] = rows, torch.zeros(-(-len(rows) // BATCH), 2)
-        rate = train.train_epoch(fold)
-        tokens, config = train.subset(job.tokens, new), job.config
-        start = time.perf_counter()
-        train.predict_logits(fold.model, tokens, job.collator(), config.device, config.precision)
-    return {"train": rate, "predict": len(new) / (time.perf_counter() - start)}
+        rate = train_rate(HERE, args, Path(d, "run"), [])
+        predict, n = predictor(args, Path(d, "run"))
+    start = time.perf_counter()
+    predict()
+    return {"train": rate, "predict": n / (time.perf_counter() - start)}
 
 
-def coach(job: train.Job, rows: np.ndarray, folder: str, held: np.ndarray | None = None, epochs: int = 1):
-    """transformers' Trainer on these rows, and a maker of its datasets; with `held` it judges each epoch on those."""
+class Rows(Dataset):
+    """Some rows for transformers' Trainer."""
+
+    def __init__(self, dataset, which: np.ndarray):
+        self.dataset, self.which = dataset, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, i: int) -> dict:
+        item = self.dataset[self.which[i]]
+        return {**item, "length": len(item["input_ids"])}
+
+
+def coach(job, k: int, folder: str, epochs: int, judge: bool):
+    """transformers' Trainer for fold k; with `judge` it validates and saves after each epoch."""
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-    class Rows(torch.utils.data.Dataset):
-        def __init__(self, which: np.ndarray):
-            self.which, self.all = which, EmotionDataset(job.tokens, job.table.labels)
-
-        def __len__(self) -> int:
-            return len(self.which)
-
-        def __getitem__(self, i: int) -> dict:
-            item = self.all[self.which[i]]
-            return {**item, "length": len(item["input_ids"])}
-
-    def judged(found) -> dict:
-        return metrics.scores(found.label_ids, found.predictions >= 0)
-
-    model = AutoModelForSequenceClassification.from_pretrained(job.info.path, num_labels=len(EMOTIONS), problem_type="multi_label_classification", dtype=torch.float32)  # fmt: skip
-    keep = {"save_strategy": "no"}
-    if held is not None:
-        keep = dict(eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="macro_f1")  # fmt: skip
-    how = TrainingArguments(folder, per_device_train_batch_size=BATCH, per_device_eval_batch_size=64, num_train_epochs=epochs, learning_rate=5e-5, weight_decay=0.01,
-                            warmup_steps=0.1, bf16=job.config.precision == "bf16", use_cpu=not torch.cuda.is_available(), report_to=[], disable_tqdm=True, logging_steps=10**9,
-                            remove_unused_columns=False, optim="adamw_torch_fused", train_sampling_strategy="group_by_length", **keep)  # fmt: skip
-    held = None if held is None else Rows(held)
-    return Trainer(model, how, data_collator=job.collator(), train_dataset=Rows(rows), eval_dataset=held, compute_metrics=judged), Rows  # fmt: skip
+    multi = {"num_labels": len(EMOTIONS), "problem_type": "multi_label_classification"}
+    kind = AutoModelForSequenceClassification
+    model = kind.from_pretrained(job.info.path, dtype=torch.float32, **multi)
+    how = {"num_train_epochs": epochs, "learning_rate": 5e-5, "weight_decay": 0.01}
+    how |= {"warmup_steps": 0.1, "optim": "adamw_torch_fused", "remove_unused_columns": False}
+    how |= {"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 64}
+    how |= {"bf16": job.config.precision == "bf16", "use_cpu": job.config.device == "cpu"}
+    how |= {"train_sampling_strategy": "group_by_length", "save_strategy": "no"}
+    how |= {"report_to": [], "disable_tqdm": True, "logging_steps": 10**9}
+    if judge:
+        how |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
+        how |= {"load_best_model_at_end": True, "metric_for_best_model": "macro_f1"}
+    return Trainer(
+        model,
+        TrainingArguments(folder, **how),
+        data_collator=dataclasses.replace(job.collate, device="cpu"),  # it moves them itself
+        train_dataset=Rows(job.dataset, np.flatnonzero(job.fold != k)),
+        eval_dataset=Rows(job.dataset, np.flatnonzero(job.fold == k)),
+        compute_metrics=lambda found: metrics.scores(found.label_ids, found.predictions >= 0),
+    )
 
 
 def trainer(args) -> dict:
-    job = prepared(args)
-    rows, new = split(job, args.rows)
+    job = prepare(args)
     with tempfile.TemporaryDirectory() as d:
-        it, Rows = coach(job, rows, d)
+        it = coach(job, 0, d, 1, judge=False)
         start = time.perf_counter()
         it.train()
         taken, start = time.perf_counter() - start, time.perf_counter()
-        it.predict(Rows(new))
-    return {"train": len(rows) / taken, "predict": len(new) / (time.perf_counter() - start)}
+        it.predict(Rows(job.dataset, np.arange(len(job.table))))
+    seconds = time.perf_counter() - start
+    return {"train": len(it.train_dataset) / taken, "predict": len(job.table) / seconds}
 
 
 def trainer_whole(args) -> dict:
-    """Five folds and the mean of their probabilities on the same CSV, read and tokenised anew."""
-    job, new, total = prepared(args), prepared(args), 0.0
+    """Five folds, and the mean of their probabilities on the same CSV, read and encoded anew."""
+    job, new, total = prepare(args), prepare(args), 0.0
     for k in range(5):
         with tempfile.TemporaryDirectory(dir=args.folder) as d:
-            it, Rows = coach(job, np.flatnonzero(job.fold != k), d, np.flatnonzero(job.fold == k), 4)
+            it = coach(job, k, d, 4, judge=True)
             it.train()
-            total = total + sigmoid(it.predict(Rows(np.arange(len(new.table)))).predictions)
+            found = it.predict(Rows(new.dataset, np.arange(len(new.table))))
+            total = total + sigmoid(found.predictions)
     table = pd.DataFrame(total / 5 >= 0.5, columns=EMOTIONS).astype(int)
-    table.insert(0, "id", job.table.ids)
+    table.insert(0, "id", new.table.ids)
     table.to_csv(Path(args.folder, "trainer.csv"), index=False)
     return {}
 
 
-def whole(args) -> None:
-    """Seconds and peak memory of whole commands, in turns."""
-    found: dict[str, list] = {"ours": [], "trainer": []}
-    with tempfile.TemporaryDirectory() as d:
-        few = Path(d, "rows.csv")
-        rows = pd.read_csv(args.csv, dtype=str, keep_default_na=False)[: args.rows]
-        rows.to_csv(few, index=False)
-        model = ["--model", args.model]
-        for i in range(args.runs):
-            run = str(Path(d, f"run{i}"))
-            commands = {
-                "ours": [
-                    [HERE / "train.py", "--train", few, *model, "--epochs", "4", "--out", run],
-                    [HERE / "predict.py", "--run", run, "--input", few, "--output", Path(d, "ours.csv")],
-                ],
-                "trainer": [[__file__, few, *model, "--one", "trainer_whole", "--folder", d]],
-            }
-            for name, calls in commands.items():
-                start, peak_mb = time.perf_counter(), 0.0
-                for call in calls:
-                    child = subprocess.Popen([sys.executable, *map(str, call)], stdout=subprocess.DEVNULL)
-                    _, code, used = os.wait4(child.pid, 0)
-                    if code:
-                        sys.exit(f"{name}: exit {code}")
-                    peak_mb = max(peak_mb, used.ru_maxrss / 1024)
-                found[name].append((time.perf_counter() - start, peak_mb))
-                print(name, "{:.1f} s, {:.0f} MB".format(*found[name][-1]), flush=True)
-    print(f"\n{len(rows)} rows, medians of {args.runs} (lowest to highest)\n")
-    print("| whole command | seconds | peak memory, MB |\n|---|---:|---:|")
-    for name, pairs in found.items():
-        columns = [
-            f"{statistics.median(x):.0f} ({min(x):.0f} to {max(x):.0f})" for x in zip(*pairs, strict=True)
-        ]
-        print(f"| {name} | {' | '.join(columns)} |")
-    times = [b / a for (a, _), (b, _) in zip(found["ours"], found["trainer"], strict=True)]
-    print(f"\nours is {statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) times as fast")
+class Padded(Dataset):
+    """The notebook's rows: each text tokenised when it is asked for, and padded to 128."""
+
+    def __init__(self, job, which: np.ndarray):
+        self.job, self.which = job, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, i: int) -> tuple:
+        how = {"truncation": True, "padding": "max_length", "max_length": 128}
+        i, table = self.which[i], self.job.table
+        e = self.job.info.tokenizer(table.texts[i], return_tensors="pt", **how)
+        return e["input_ids"][0], e["attention_mask"][0], torch.tensor(table.labels[i])
 
 
 def notebook(args) -> dict:
-    job = prepared(args)
-    rows, new = split(job, args.rows)
-    tokenizer, texts, labels = job.info.tokenizer, job.table.texts, job.table.labels
+    job = prepare(args)
+    rows, new = Padded(job, np.flatnonzero(job.fold != 0)), Padded(job, np.arange(len(job.table)))
     device = torch.device(job.config.device)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-
-    class Rows(torch.utils.data.Dataset):
-        def __init__(self, which: np.ndarray):
-            self.which = which
-
-        def __len__(self) -> int:
-            return len(self.which)
-
-        def __getitem__(self, i: int) -> tuple:
-            i = self.which[i]
-            e = tokenizer(
-                texts[i], truncation=True, padding="max_length", max_length=128, return_tensors="pt"
-            )
-            return e["input_ids"][0], e["attention_mask"][0], torch.tensor(labels[i])
-
-    model = EmotionClassifier(train.load_encoder(job.info.path), len(EMOTIONS), "cls", 0.3).to(device).train()
+    model = EmotionClassifier(load_encoder(job.info.path), len(EMOTIONS), "cls", 0.3).to(device)
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    criterion = torch.nn.functional.binary_cross_entropy_with_logits
     start = time.perf_counter()
-    for ids, mask, y in torch.utils.data.DataLoader(Rows(rows), BATCH, shuffle=True, num_workers=2):
+    for batch in DataLoader(rows, BATCH, shuffle=True, num_workers=2):
+        ids, mask, y = (x.to(device) for x in batch)
         optimizer.zero_grad()
         with torch.autocast(device.type, enabled=device.type == "cuda"):
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(model(ids.to(device), mask.to(device)), y.to(device))  # fmt: skip
+            loss = criterion(model(ids, mask), y)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -192,71 +201,96 @@ def notebook(args) -> dict:
     taken, start = time.perf_counter() - start, time.perf_counter()
     model.eval()
     with torch.no_grad():
-        for ids, mask, _ in torch.utils.data.DataLoader(Rows(new), BATCH, num_workers=2):
+        for ids, mask, _ in DataLoader(new, BATCH, num_workers=2):
             model(ids.to(device), mask.to(device)).cpu()
     return {"train": len(rows) / taken, "predict": len(new) / (time.perf_counter() - start)}
 
 
-KINDS = {  # the first pattern that is found in an operator's name
-    "matrix products": r"aten::(add|ba?dd?b|b)?mm|convolution",
-    "attention beside them": "softmax|masked_fill|scaled_dot|flash",
-    "dropout": "dropout|aten::ge$",
-    "GELU": "gelu",
-    "norms": "layer_norm|rms_norm",
-    "AdamW": "adam|Optimizer",
-    "clipping, running mean of the weights": "linalg_vector_norm|lerp|_foreach|stack",
-    "copies and casts": "copy_|::to$|contiguous|clone|cat$",
-    "token table": "embedding|index",
-}
+# Comparisons
 
 
-def profile(args) -> None:
-    """Shares of the time by kind of operator; what no operator accounts for is Python and numpy."""
-    job = prepared(args)
-    job = train.shrink_vocabulary(job, train.load_encoder(job.info.path))
-    rows, new = split(job, args.rows)
-    masks = train.fast.byte_dropout
+def in_turns(runs: int, ways: dict) -> dict[str, list]:
+    """What each way gives, `runs` times: forward, backward, forward ..."""
+    found = {name: [] for name in ways}
+    for i in range(runs):
+        for name in list(ways)[:: -1 if i % 2 else 1]:
+            found[name].append(ways[name]())
+            print(name, found[name][-1], flush=True)
+    return found
 
-    def named(*inputs):
-        with torch.profiler.record_function("dropout"):  # also what numpy does in it
-            return masks(*inputs)
 
-    train.fast.byte_dropout = named
-    with tempfile.TemporaryDirectory() as d:
-        fold, config = train.start_fold(job, Path(d), 0), job.config
-        fold.train, fold.at["stats"] = rows, torch.zeros(-(-len(rows) // BATCH), 2)
-        tokens = train.subset(job.tokens, new)
-        parts = {
-            "training": lambda: train.train_epoch(fold),
-            "prediction": lambda: train.predict_logits(
-                fold.model, tokens, job.collator(), config.device, config.precision
-            ),
-        }
-        print(f"{config.device}, {config.precision}, {torch.get_num_threads()} threads, {len(rows)} rows")
-        for what, run in parts.items():
-            run()  # warm
-            fold.at["step"] = 0
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
-                start = time.perf_counter()
-                run()
-                wall = time.perf_counter() - start
-            spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
-            for e in prof.key_averages():
-                kind = next(
-                    (k for k, pattern in KINDS.items() if re.search(pattern, e.key)), "other operators"
-                )
-                spent[kind] += e.self_cpu_time_total / 1e6
-            spent["Python, numpy, waiting"] = wall - sum(spent.values())
-            print(f"\n| {what} | share of {wall:.1f} s |\n|---|---:|")
-            for kind, seconds in sorted(spent.items(), key=lambda x: -x[1]):
-                print(f"| {kind} | {seconds / wall:.1%} |")
+def one(name: str, args):
+    """A way in a process of its own: seconds, peak memory, and what it found."""
+    result = Path(args.folder, "result.json")
+    where = [args.csv, "--model", args.model, "--folder", args.folder]
+    seconds, mb, _ = call([__file__, *where, "--one", name])
+    return seconds, mb, json.loads(result.read_text())
+
+
+def ratios(a: list[float], b: list[float]) -> str:
+    return middle([x / y for x, y in zip(a, b, strict=True)], ".2f")
+
+
+def compare(args) -> None:
+    names = ("ours", *args.against)
+    found = in_turns(args.runs, {x: lambda x=x: one(x, args)[2] for x in names})
+    job = prepare(args)
+    device, precision = job.config.device, job.config.precision
+    limit = peak(device, precision)
+    print(f"\n{device}, {precision}, {torch.get_num_threads()} threads,", end=" ")
+    print(f"best matrix product {limit / 1e12:.3f} TFLOP/s;", end=" ")
+    print(f"medians of {args.runs} (lowest to highest)\n")
+    print("| | rows/s | ours is x times as fast | share of the limit |\n|---|---:|---:|---:|")
+    for what, operations in zip(("train", "predict"), operations_per_row(job), strict=True):
+        mine = [x[what] for x in found["ours"]]
+        for name in names:
+            rates = [x[what] for x in found[name]]
+            times = ratios(mine, rates) if name != "ours" else ""
+            share = operations * statistics.median(rates) / limit
+            print(f"| {what}, {name} | {middle(rates)} | {times} | {share:.0%} |")
+
+
+def compare_base(args) -> None:
+    """Our training rate against that of another checkout."""
+    projects = {"ours": (HERE, []), "base": (args.base, shlex.split(args.base_flags))}
+
+    def rate(project: Path, more: list[str]) -> float:
+        with tempfile.TemporaryDirectory(dir=args.folder) as d:
+            return train_rate(project, args, Path(d, "run"), more)
+
+    found = in_turns(args.runs, {name: lambda x=x: rate(*x) for name, x in projects.items()})
+    print(f"\n{torch.get_num_threads()} threads, medians of {args.runs} (lowest to highest)\n")
+    print("| training | rows/s |\n|---|---:|")
+    for name, rates in found.items():
+        print(f"| {name} | {middle(rates, '.1f')} |")
+    print(f"\nours is {ratios(found['ours'], found['base'])} times as fast")
+
+
+def compare_whole(args) -> None:
+    """Seconds and peak memory of whole commands."""
+
+    def mine() -> tuple[float, float]:
+        with tempfile.TemporaryDirectory(dir=args.folder) as d:
+            said = ["--run", f"{d}/run", "--input", args.csv, "--output", f"{d}/ours.csv"]
+            taken = [call([HERE / "train.py", *flags(args, 4), "--out", f"{d}/run"])]
+            taken.append(call([HERE / "predict.py", *said]))
+        return sum(x[0] for x in taken), max(x[1] for x in taken)
+
+    ways = {"ours": mine, "trainer": lambda: one("trainer_whole", args)[:2]}
+    found = in_turns(args.runs, ways)
+    print(f"\n{len(prepare(args).table)} rows, medians of {args.runs} (lowest to highest)\n")
+    print("| whole command | seconds | peak memory, MB |\n|---|---:|---:|")
+    for name, pairs in found.items():
+        print(f"| {name} | {' | '.join(map(middle, zip(*pairs, strict=True)))} |")
+    a, b = ([seconds for seconds, _ in found[name]] for name in ("trainer", "ours"))
+    print(f"\nours is {ratios(a, b)} times as fast")
 
 
 def peak(device: str, precision: str) -> float:
     """Operations per second of the best of some matrix products."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     best = 0.0
-    for n in (512, 1024, 2048):
+    for n in (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
         a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in "ab")
         for _ in range(8):
             start = time.perf_counter()
@@ -267,66 +301,97 @@ def peak(device: str, precision: str) -> float:
     return best
 
 
-def operations(args) -> tuple[float, float]:
-    """Per row: of training and of prediction, without padding and without the token table's look-up."""
-    job = prepared(args)
-    encoder = train.load_encoder(job.info.path)
-    weights = sum(p.numel() for layer in train.layers_of(encoder) for p in layer.parameters() if p.ndim == 2)
-    hidden, layers, n = encoder.config.hidden_size, len(train.layers_of(encoder)), job.tokens.lengths
-    forward = float(np.mean(2 * weights * n + 4 * hidden * layers * n.astype(float) ** 2))
+def operations_per_row(job) -> tuple[float, float]:
+    """Of training and of prediction, without padding and without the token table's look-up."""
+    encoder = load_encoder(job.info.path)
+    layers = layers_of(encoder)
+    weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
+    n, width = job.dataset.lengths.astype(float), 4 * encoder.config.hidden_size * len(layers)
+    forward = float(np.mean(2 * weights * n + width * n**2))
     return 3 * forward, forward
 
 
+# Where the time goes
+
+
+KINDS = {  # the first pattern that is found in an operator's name
+    "matrix products": r"aten::(add|ba?dd?b|b)?mm|convolution",
+    "attention beside them": "softmax|masked_fill|scaled_dot|flash",
+    "dropout": "dropout|aten::ge$",
+    "GELU": "gelu",
+    "norms": "layer_norm|rms_norm",
+    "AdamW": "adam|Optimizer",
+    "clipping": "linalg_vector_norm|_foreach|stack",
+    "copies and casts": "copy_|::to$|contiguous|clone|cat$",
+    "token table": "embedding|index",
+}
+
+
+def profiled(work) -> tuple[object, float, dict[str, float]]:
+    """What `work` gives, its seconds, and those by kind: the rest is Python, numpy, waiting."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+        start = time.perf_counter()
+        result = work()
+        wall = time.perf_counter() - start
+    spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
+    for e in prof.key_averages():
+        kinds = (kind for kind, pattern in KINDS.items() if re.search(pattern, e.key))
+        spent[next(kinds, "other operators")] += e.self_cpu_time_total / 1e6
+    return result, wall, spent | {"Python, numpy, waiting": wall - sum(spent.values())}
+
+
+def profile(args) -> None:
+    found, masks, epoch = {}, speed.byte_dropout, train.train_one_epoch
+
+    def named(*inputs):
+        with torch.profiler.record_function("dropout"):  # also what numpy does in it
+            return masks(*inputs)
+
+    def watched(*inputs):
+        taken, *found["training"] = profiled(lambda: epoch(*inputs))
+        return taken
+
+    speed.byte_dropout, train.train_one_epoch = named, watched
+    run = Path(args.folder, "run")
+    # The second epoch's profile replaces the first one's: warm.
+    if code := train.main([*flags(args, 2), "--fold", "0", "--keep", "last", "--out", str(run)]):
+        sys.exit(code)
+    predict, _ = predictor(args, run)
+    predict()  # warm
+    _, *found["prediction"] = profiled(predict)
+    for what, (wall, spent) in found.items():
+        print(f"\n| {what} | share of {wall:.1f} s |\n|---|---:|")
+        for kind, seconds in sorted(spent.items(), key=lambda x: -x[1]):
+            print(f"| {kind} | {seconds / wall:.1%} |")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    ways, hidden = ("trainer", "notebook"), argparse.SUPPRESS
     parser.add_argument("csv", nargs="?", default=str(HERE / "examples/train.csv"))
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
-    parser.add_argument(
-        "--against", nargs="+", choices=("trainer", "notebook"), default=("trainer", "notebook")
-    )
+    parser.add_argument("--against", nargs="+", choices=ways, default=ways)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--base-flags", default="", help='more flags for it: "--ema 0"')
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument(
-        "--one", choices=("ours", "trainer", "notebook", "trainer_whole"), help=argparse.SUPPRESS
-    )
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=("ours", *ways, "trainer_whole"), help=hidden)
+    parser.add_argument("--folder", help=hidden)
     args = parser.parse_args()
-    if args.profile or args.whole:
-        return profile(args) if args.profile else whole(args)
     if args.one:
-        print("RESULT", json.dumps(globals()[args.one](args)))
+        result = json.dumps(globals()[args.one](args))
+        Path(args.folder, "result.json").write_text(result)
         return
-    rates: dict[str, list[dict]] = {name: [] for name in ("ours", *args.against)}
-    for _ in range(args.runs):
-        for name, found in rates.items():
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--one", name], capture_output=True, text=True
-            )
-            if "RESULT" not in done.stdout:
-                sys.exit(done.stderr)
-            found.append(json.loads(done.stdout.split("RESULT")[1]))
-            print(name, found[-1], flush=True)
-    device, precision = resolve_device("auto", "auto")
-    limit, of = peak(device, precision), dict(zip(("train", "predict"), operations(args), strict=True))
-    print(f"\n{device}, {precision}, {torch.get_num_threads()} threads, lengths to a multiple of {length_multiple(device, precision)}; best matrix product {limit / 1e12:.3f} TFLOP/s; medians of {args.runs} (lowest to highest)\n")  # fmt: skip
-    print("| | rows/s | ours is x times as fast | share of the limit |\n|---|---:|---:|---:|")
-    for what in ("train", "predict"):
-        for name, found in rates.items():
-            r = [x[what] for x in found]
-            times = [a[what] / b for a, b in zip(rates["ours"], r, strict=True)]
-            spread = (
-                f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-                if name != "ours"
-                else ""
-            )
-            share = of[what] * statistics.median(r) / limit
-            print(
-                f"| {what}, {name} | {statistics.median(r):.0f} ({min(r):.0f} to {max(r):.0f}) | {spread} | {share:.0%} |"
-            )
+    modes = {compare_base: args.base, compare_whole: args.whole, profile: args.profile}
+    with tempfile.TemporaryDirectory() as args.folder:
+        if args.rows:
+            rows = pd.read_csv(args.csv, dtype=str, keep_default_na=False)[: args.rows]
+            args.csv = f"{args.folder}/rows.csv"
+            rows.to_csv(args.csv, index=False)
+        next((mode for mode, asked in modes.items() if asked), compare)(args)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,13 @@ WORDS = [
     "cried",
     "ran",
 ]
-CUES = {"anger": "furious", "fear": "afraid", "joy": "happy", "sadness": "weeping", "surprise": "suddenly"}
+CUES = {
+    "anger": "furious",
+    "fear": "afraid",
+    "joy": "happy",
+    "sadness": "weeping",
+    "surprise": "suddenly",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +64,9 @@ def no_network(monkeypatch):
     real = socket.socket.connect
 
     def connect(self, address):
-        if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "localhost", "::1")):
+        if self.family != socket.AF_UNIX and not str(address[0]).startswith(
+            ("127.", "localhost", "::1")
+        ):
             raise AssertionError(f"the code tried to reach {address}")
         return real(self, address)
 
@@ -71,7 +79,7 @@ def quick(request, monkeypatch):
 
     test_report.py draws for real, and runs in processes of their own do both; only a power cut would miss the fsync.
     """
-    import report
+    from support import report
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     if request.path.name != "test_report.py":
@@ -83,7 +91,10 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A word-level tokenizer; `first` are the tokens with the lowest ids (RoBERTa's pad has id 1)."""
     vocab = {
-        t: i for i, t in enumerate(dict.fromkeys([*first, pad, unk, cls, sep, mask, *WORDS, *CUES.values()]))
+        t: i
+        for i, t in enumerate(
+            dict.fromkeys([*first, pad, unk, cls, sep, mask, *WORDS, *CUES.values()])
+        )
     }
     t = Tokenizer(models.WordLevel(vocab, unk_token=unk))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
@@ -91,7 +102,12 @@ def make_tokenizer(
         single=f"{cls} $A {sep}", special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=t, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep, mask_token=mask
+        tokenizer_object=t,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=mask,
     )
 
 

@@ -8,14 +8,26 @@ import time
 
 import pytest
 
-from config import HERE, Config, PredictConfig, UserError, arg, exit_codes, parse
+from config import HERE, Config, PredictConfig, arg
+from support.cli import parse
+from support.errors import UserError, exit_codes
 
 
 def test_defaults_are_the_contracts():
     c = parse(Config, [])
-    assert (c.folds, c.batch_size, c.warmup_ratio, c.weight_decay, c.max_grad_norm) == (5, 16, 0.1, 0.01, 1.0)
+    assert (c.folds, c.batch_size, c.warmup_ratio, c.weight_decay, c.max_grad_norm) == (
+        5,
+        16,
+        0.1,
+        0.01,
+        1.0,
+    )
     assert (c.max_length, c.dropout, c.seed) == (128, 0.3, 42)
-    assert c.labels == ["anger", "fear", "joy", "sadness", "surprise"] and c.lr is None and not c.pos_weight
+    assert (
+        c.labels == ["anger", "fear", "joy", "sadness", "surprise"]
+        and c.lr is None
+        and not c.pos_weight
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         c.lr = 1.0
 
@@ -23,7 +35,9 @@ def test_defaults_are_the_contracts():
 def test_dash_and_underscore_and_lists():
     assert parse(Config, ["--batch_size", "4"]) == parse(Config, ["--batch-size", "4"])
     assert parse(Config, ["--labels", "toxic", "insult"]).labels == ["toxic", "insult"]
-    assert parse(Config, ["--pos-weight"]).pos_weight and parse(PredictConfig, ["--text", "a", "b"]).text == [
+    assert parse(Config, ["--pos-weight"]).pos_weight and parse(
+        PredictConfig, ["--text", "a", "b"]
+    ).text == [
         "a",
         "b",
     ]
@@ -65,7 +79,9 @@ def test_config_file_lies_under_the_flags(tmp_path):
 @pytest.mark.parametrize("script, kind", [("train.py", Config), ("predict.py", PredictConfig)])
 def test_help_answers_at_once_and_names_every_flag(script, kind):
     start = time.perf_counter()
-    out = subprocess.run([sys.executable, HERE / script, "--help"], capture_output=True, text=True, cwd="/")
+    out = subprocess.run(
+        [sys.executable, HERE / script, "--help"], capture_output=True, text=True, cwd="/"
+    )
     assert out.returncode == 0 and time.perf_counter() - start < 3
     for f in dataclasses.fields(kind):
         assert f"--{f.name.replace('_', '-')}" in out.stdout and f.metadata["help"][:20].replace(
@@ -86,5 +102,18 @@ def test_help_of_a_default_with_a_percent_sign(capsys):
 
 
 def test_abbreviated_flag_from_the_shell():
-    out = subprocess.run([sys.executable, HERE / "train.py", "--batch", "3"], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, HERE / "train.py", "--batch", "3"], capture_output=True, text=True
+    )
     assert out.returncode == 2 and out.stderr.startswith("error: ") and out.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_output_that_nobody_reads_is_one_line(debug):
+    """`| head` has read enough, with --debug too."""
+    code = "from support.errors import exit_codes\n@exit_codes\ndef main(argv=None):\n    raise BrokenPipeError\nraise SystemExit(main())"
+    out = subprocess.run(
+        [sys.executable, "-c", code, *debug], capture_output=True, text=True, cwd=HERE
+    )
+    assert out.returncode == 141 and out.stderr.count("\n") == 1
+    assert out.stderr.startswith("stopped: nobody reads the output")

@@ -21,17 +21,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import Collator
 from conftest import LABELS, make_rows, outputs, write_csv
 
+import data as data_module
 import model as model_module
 import predict
-import run as run_module
 import train
-from config import UserError
-from config import Signals
-from run import Run, damage, locked, sweep, whole, write_json
-from train import load_state, save_state
+from support import checkpoint, encoders, files, output
+from support import run as run_module
+from support.checkpoint import Checkpoint, load_state, save_state
+from support.errors import Signals, UserError
+from support.files import atomic_write, damage, locked, sweep, write_json
+from support.output import GrowingCSV
+from support.run import Run
 
 HERE = Path(__file__).resolve().parent
 STEPS = 16  # of a whole run of `command`: 2 folds, 2 epochs, 4 steps
@@ -43,9 +45,10 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,10 @@ def command(bert, data) -> list[str]:
 def everything(folder: Path, texts: Path) -> dict[str, bytes]:
     """The outputs of a run and the submission that it makes of `texts`."""
     submission = folder.parent / f"{folder.name}.csv"
-    assert predict.main(["--run", str(folder), "--input", str(texts), "--output", str(submission)]) == 0
+    assert (
+        predict.main(["--run", str(folder), "--input", str(texts), "--output", str(submission)])
+        == 0
+    )
     return {**outputs(folder), "submission": submission.read_bytes()}
 
 
@@ -87,7 +93,9 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob("*") if ".tmp" in p.name or p.name == "state.pt"]
 
 
-def assert_survived(command: list[str], out: Path, test_csv: Path, wanted: dict[str, bytes]) -> None:
+def assert_survived(
+    command: list[str], out: Path, test_csv: Path, wanted: dict[str, bytes]
+) -> None:
     assert train.main([*command, "--out", str(out)]) == 0
     assert everything(out, test_csv) == wanted
     assert not leftovers(out)
@@ -102,9 +110,9 @@ def one_line(capsys, *parts: str) -> str:
     return lines[0]
 
 
-def at_call(monkeypatch, module, name: str, number: int, act, after: bool = True) -> list[int]:
-    """Replace module.name by itself plus `act()` at the call of that number (from 1); a list that counts the calls."""
-    real, calls = getattr(module, name), [0]
+def at_call(monkeypatch, owner, name: str, number: int, act, after: bool = True) -> list[int]:
+    """Replace owner.name by itself plus `act()` at the call of that number (from 1); a list that counts the calls."""
+    real, calls = getattr(owner, name), [0]
 
     def wrapper(*args, **kwargs):
         calls[0] += 1
@@ -115,8 +123,29 @@ def at_call(monkeypatch, module, name: str, number: int, act, after: bool = True
             act()
         return result
 
-    monkeypatch.setattr(module, name, wrapper)
+    monkeypatch.setattr(owner, name, wrapper)
     return calls
+
+
+def at_step(monkeypatch, number: int, act) -> list[int]:
+    """`act()` before the training step of that number (from 1; 0: never); a list that counts the steps begun."""
+    real, begun = train.train_loader, [0]
+
+    def loader(*args):
+        for step in real(*args):
+            begun[0] += 1
+            if begun[0] == number:
+                act()
+            yield step
+
+    monkeypatch.setattr(train, "train_loader", loader)
+    return begun
+
+
+def at_step_end(monkeypatch, number: int, signum: int = signal.SIGTERM) -> list[int]:
+    """A signal in the training step of that number: when it is computed, and not yet noted. Counts the steps."""
+    act = lambda: os.kill(os.getpid(), signum)  # noqa: E731
+    return at_call(monkeypatch, Checkpoint, "after_step", number, act, after=False)
 
 
 def die():
@@ -143,20 +172,23 @@ def test_two_runs_give_the_same_bytes(precision, command, tmp_path, test_csv, cl
 
 
 @pytest.mark.parametrize(
-    "name, numbers",
+    "owner, name, numbers",
     [
-        ("save_state", (1, 2)),
-        ("keep_epoch", (1, 4)),
-        ("write_log", (1, 5)),
-        ("write_json", (1, 2, 5)),
-        ("train_step", (1, 6, 15)),
+        (checkpoint, "save_state", (1, 2)),
+        (Checkpoint, "keep", (1, 4)),
+        (checkpoint, "write_log", (1, 5)),
+        (checkpoint, "write_json", (1, 2)),  # DONE.json of each fold
+        (run_module, "write_json", (3,)),  # that of the run, after env.json and config.json
+        (Checkpoint, "after_step", (1, 6, 15)),
     ],
 )
-def test_death_after_each_part_of_a_run(name, numbers, command, tmp_path, test_csv, wanted, monkeypatch):
+def test_death_after_each_part_of_a_run(
+    owner, name, numbers, command, tmp_path, test_csv, wanted, monkeypatch
+):
     for number in numbers:
         out = tmp_path / str(number)
         with monkeypatch.context() as m:
-            at_call(m, train, name, number, die)
+            at_call(m, owner, name, number, die)
             with pytest.raises(Killed):
                 train.main([*command, "--out", str(out)])
         written = [p for p in out.rglob("*") if p.is_file() and p.name != "lock"]
@@ -164,13 +196,15 @@ def test_death_after_each_part_of_a_run(name, numbers, command, tmp_path, test_c
         assert_survived(command, out, test_csv, wanted)
 
 
-def test_death_after_every_second_state_within_an_epoch(command, tmp_path, test_csv, wanted, monkeypatch):
+def test_death_after_every_second_state_within_an_epoch(
+    command, tmp_path, test_csv, wanted, monkeypatch
+):
     """States after each step, as a long epoch writes them every ten minutes."""
     out, deaths = tmp_path / "run", 0
-    monkeypatch.setattr(train, "STATE_EVERY", -1.0)
+    monkeypatch.setattr(checkpoint, "STATE_EVERY", -1.0)
     while True:
         with monkeypatch.context() as m:
-            calls = at_call(m, train, "save_state", 2, die)
+            calls = at_call(m, checkpoint, "save_state", 2, die)
             try:
                 assert train.main([*command, "--out", str(out)]) == 0
                 break
@@ -186,38 +220,27 @@ def test_a_signal_at_every_step(command, tmp_path, test_csv, wanted, monkeypatch
     out = tmp_path / "run"
     for step in range(STEPS):
         with monkeypatch.context() as m:
-            calls = at_call(m, train, "train_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            begun, ended = at_step(m, 0, die), at_step_end(m, 1)
             assert train.main([*command, "--out", str(out)]) == 143
-        assert calls == [1]  # no step is lost, none is made after the signal
+        assert begun == ended == [1]  # no step is lost, none is made after the signal
         state = load_state(out / f"fold_{step // 8}" / "state.pt")
-        assert (state["at"]["epoch"] * 4 + state["at"]["step"]) % 8 == (step + 1) % 8 or step % 8 == 7
+        at = state["progress"]
+        assert (at["epoch"] * 4 + at["step"]) % 8 == (step + 1) % 8 or step % 8 == 7
         one_line(capsys, "SIGTERM", "the same command goes on from here")
     with monkeypatch.context() as m:
-        calls = at_call(m, train, "train_step", 0, die)
+        begun = at_step(m, 0, die)
         assert_survived(command, out, test_csv, wanted)
-    assert calls == [0]
+    assert begun == [0]
 
 
 def stopped(command: list[str], out: Path, monkeypatch, step: int = 6) -> Path:
     """A run stopped by a signal after `step` steps; the path of its state."""
     with monkeypatch.context() as m:
-        at_call(m, train, "train_step", step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_step_end(m, step)
         assert train.main([*command, "--out", str(out)]) == 143
     state = out / "fold_0" / "state.pt"
     assert state.exists()
     return state
-
-
-def test_a_kept_epoch_whose_state_was_lost(command, tmp_path, monkeypatch):
-    """Where an epoch done again gives other bytes: files of an epoch that the state does not know are not described as its."""
-    state = stopped(command, tmp_path / "run", monkeypatch)
-    monkeypatch.setattr(train, "REPEATS", ())
-    monkeypatch.setattr(train, "better", lambda row, best: best is None)  # the epoch done again is no better
-    kept = state.with_name("oof.npy")
-    kept.write_bytes(kept.read_bytes()[::-1])  # as if a later epoch had been kept before the kill
-    assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
-    run = Run(tmp_path / "run")
-    assert [damage(run.fold(k), run.key) for k in (0, 1)] == [None, None]
 
 
 def forget_moments(state):
@@ -226,11 +249,11 @@ def forget_moments(state):
 
 
 def forget_step(state):
-    state["at"]["step"] = 0
+    state["progress"]["step"] = 0
 
 
 def forget_taken(state):
-    state["at"]["taken"] = 0
+    state["scheduler"]["last_epoch"] = 0
 
 
 def forget_weights(state):
@@ -242,7 +265,9 @@ def forget_weights(state):
 @pytest.mark.parametrize(
     "forget", [forget_moments, forget_step, forget_taken, forget_weights, lambda state: None]
 )
-def test_a_state_without_a_part_is_noticed(forget, command, tmp_path, test_csv, wanted, monkeypatch):
+def test_a_state_without_a_part_is_noticed(
+    forget, command, tmp_path, test_csv, wanted, monkeypatch
+):
     path = stopped(command, tmp_path / "run", monkeypatch)
     state = load_state(path)
     forget(state)
@@ -256,9 +281,9 @@ def test_finished_folds_are_left_as_they_are(command, copy, capsys, test_csv, wa
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("fold_*/*") if p.name != "lock"}
     shutil.rmtree(copy / "fold_1")
     capsys.readouterr()
-    calls = at_call(monkeypatch, train, "train_step", 0, die)
+    begun = at_step(monkeypatch, 0, die)
     assert_survived(command, copy, test_csv, wanted)
-    assert calls == [STEPS // 2]
+    assert begun == [STEPS // 2]
     assert "fold 0: finished before, left as it is" in capsys.readouterr().out
     assert all(p.stat().st_mtime_ns == t for p, t in before.items() if "fold_0" in str(p))
 
@@ -268,7 +293,10 @@ def test_one_fold_alone_and_the_rest_later(command, tmp_path, test_csv, wanted, 
     assert train.main([*command, "--out", str(out), "--fold", "1"]) == 0
     assert not (out / "fold_0").exists() and "unfinished: fold 0" in capsys.readouterr().out
     assert (
-        predict.main(["--run", str(out), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]) == 2
+        predict.main(
+            ["--run", str(out), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+        )
+        == 2
     )
     one_line(capsys, "fold 0", "run the same train.py command again")
     assert_survived(command, out, test_csv, wanted)
@@ -283,12 +311,13 @@ import torch
 torch.set_num_threads(1)
 import predict, train
 import torch._dynamo, transformers.models.bert.modeling_bert  # else each child imports them
-step = train.train_step
+loader = train.train_loader
 def slow(*args):
-    print("STEP", flush=True)
-    time.sleep(0.05)
-    return step(*args)
-train.train_step = slow
+    for step in loader(*args):
+        print("STEP", flush=True)
+        time.sleep(0.05)
+        yield step
+train.train_loader = slow
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
@@ -350,7 +379,8 @@ def test_a_real_signal(name, processes, command, tmp_path, test_csv, wanted):
     text = log.read_text()
     assert f"stopped: by {name} - the same command goes on" in text and "Traceback" not in text
     state = load_state(out / "fold_0" / "state.pt")
-    assert state["at"]["epoch"] * 4 + state["at"]["step"] == text.count("STEP")  # nothing is lost
+    at = state["progress"]
+    assert at["epoch"] * 4 + at["step"] == text.count("STEP")  # nothing is lost
     assert_survived(command, out, test_csv, wanted)
 
 
@@ -417,7 +447,9 @@ def test_three_processes_one_of_them_killed(processes, command, tmp_path, test_c
     os.kill(pids[1], signal.SIGKILL)
     assert [processes.wait(p) for p in pids] == [0, -9, 0]
     assert "STEP" in logs[0].read_text() and "STEP" in logs[2].read_text()
-    assert_survived(argv, out, test_csv, want)  # the others took the freed fold, or this command does
+    assert_survived(
+        argv, out, test_csv, want
+    )  # the others took the freed fold, or this command does
 
 
 def test_a_locked_fold_is_not_taken(command, tmp_path, capsys, test_csv, wanted):
@@ -447,31 +479,34 @@ def test_an_ignored_signal_stays_ignored():
 
 
 @pytest.mark.parametrize(
-    "name",
+    "owner, name",
     [
-        "read_csv",
-        "load_encoder",
-        "make_model",
-        "predict_logits",
-        "keep_epoch",
-        "write_json",
-        "write_totals",
-        "take",
+        (train, "read_table"),
+        (encoders, "load_encoder"),
+        (train, "build_model"),
+        (train, "run_over_rows"),
+        (Checkpoint, "keep"),
+        (checkpoint, "write_json"),
+        (train, "summarise"),
+        (Run, "unfinished"),
     ],
 )
-def test_a_signal_outside_the_loop(name, command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+def test_a_signal_outside_the_loop(
+    owner, name, command, tmp_path, test_csv, wanted, monkeypatch, capsys
+):
     with monkeypatch.context() as m:
-        owner = train.Run if name == "take" else train
         at_call(m, owner, name, 1, lambda: os.kill(os.getpid(), signal.SIGTERM), after=False)
         assert train.main([*command, "--out", str(tmp_path / "run")]) == 143
     one_line(capsys, "SIGTERM")
     assert_survived(command, tmp_path / "run", test_csv, wanted)
 
 
-def test_a_signal_while_the_run_folder_is_made(command, tmp_path, test_csv, wanted, monkeypatch, capsys):
+def test_a_signal_while_the_run_folder_is_made(
+    command, tmp_path, test_csv, wanted, monkeypatch, capsys
+):
     for number in (1, 2, 3):
         with monkeypatch.context() as m:
-            at_call(m, run_module, "commit", number, lambda: os.kill(os.getpid(), signal.SIGINT))
+            at_call(m, files, "commit", number, lambda: os.kill(os.getpid(), signal.SIGINT))
             assert train.main([*command, "--out", str(tmp_path / "new" / "run")]) == 130
         one_line(capsys, "SIGINT")
     assert_survived(command, tmp_path / "new" / "run", test_csv, wanted)
@@ -482,8 +517,11 @@ def test_a_signal_while_a_finished_fold_is_read(command, copy, monkeypatch, caps
     before = outputs(copy)
     (copy / "DONE.json").unlink()
     with monkeypatch.context() as m:
-        at_call(m, run_module, "read_json", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        read, real = [], files.read_json
+        m.setattr(files, "read_json", lambda path, **k: read.append(path) or real(path, **k))
+        at_call(m, files, "read_json", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert train.main([*command, "--out", str(copy)]) == 143
+    assert read == [copy / "DONE.json", copy / "fold_0" / "DONE.json"]
     one_line(capsys, "SIGTERM")
     assert outputs(copy) == before
 
@@ -522,12 +560,21 @@ def test_a_flipped_byte_in_a_state(command, tmp_path, test_csv, wanted, monkeypa
 def test_flipped_bytes_in_the_files_of_a_run(command, copy, test_csv, wanted, capsys, monkeypatch):
     key = Run(copy).key
     rng = np.random.default_rng(0)
-    for path in sorted(p for p in copy.rglob("*") if p.is_file() and p.name not in ("lock", "env.json")):
+    for path in sorted(
+        p for p in copy.rglob("*") if p.is_file() and p.name not in ("lock", "env.json")
+    ):
         whole = path.read_bytes()
         for at in [0, len(whole) - 1, *rng.integers(0, len(whole), 4)]:
             flip(path, int(at), 1 << int(rng.integers(8)))
             assert str(path) in damage(path.parent, key), (path, at)
-        argv = ["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]
+        argv = [
+            "--run",
+            str(copy),
+            "--input",
+            str(test_csv),
+            "--output",
+            str(copy.parent / "no.csv"),
+        ]
         assert predict.main(argv) == 2
         one_line(capsys, str(path), "run the same train.py command again")
         assert not (copy.parent / "no.csv").exists()
@@ -536,19 +583,28 @@ def test_flipped_bytes_in_the_files_of_a_run(command, copy, test_csv, wanted, ca
     flip(copy / "th.npy", 130)
     flip(copy / "config.json", 130)
     flip(copy / "texts.npy", 130)
-    calls = at_call(monkeypatch, train, "train_step", 0, die)
+    begun = at_step(monkeypatch, 0, die)
     assert_survived(command, copy, test_csv, wanted)
-    assert calls == [STEPS // 2]  # just that fold
+    assert begun == [STEPS // 2]  # just that fold
 
 
 def test_a_flipped_byte_in_env_json_is_refused_by_both(command, copy, test_csv, capsys):
     text = (copy / "env.json").read_text()
     for old in ('"settings.lr": 0.005', text[text.index('"sha256": "') :][:15], '"same"'):
         assert old in text
-        (copy / "env.json").write_text(text.replace(old, old[:-1] + ("7" if old[-1] != "7" else "8")))
+        (copy / "env.json").write_text(
+            text.replace(old, old[:-1] + ("7" if old[-1] != "7" else "8"))
+        )
         assert (
             predict.main(
-                ["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]
+                [
+                    "--run",
+                    str(copy),
+                    "--input",
+                    str(test_csv),
+                    "--output",
+                    str(copy.parent / "no.csv"),
+                ]
             )
             == 2
         )
@@ -559,15 +615,19 @@ def test_a_flipped_byte_in_env_json_is_refused_by_both(command, copy, test_csv, 
 
 def test_each_missing_file_is_named(command, copy, test_csv, wanted, capsys):
     argv = ["--run", str(copy), "--input", str(test_csv), "--output", str(copy.parent / "no.csv")]
-    names = [p.relative_to(copy) for p in sorted(copy.rglob("*")) if p.is_file() and p.name != "lock"]
+    names = [
+        p.relative_to(copy) for p in sorted(copy.rglob("*")) if p.is_file() and p.name != "lock"
+    ]
     assert len(names) > 15
     for name in names:
         (copy / name).rename(copy.parent / "aside")
         assert predict.main(argv) == 2, name
         line = one_line(capsys)
-        assert name.name in line or name.name == "DONE.json" and name.parent.name.replace("_", " ") in line, (
-            line
-        )
+        assert (
+            name.name in line
+            or name.name == "DONE.json"
+            and name.parent.name.replace("_", " ") in line
+        ), line
         assert str(copy) in line
         (copy.parent / "aside").rename(copy / name)
     for name in (
@@ -589,7 +649,7 @@ def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(
     path = stopped(command, tmp_path / "run", monkeypatch, step=7)
     weights = path.with_name("model.safetensors")
     assert weights.exists()
-    assert load_state(path)["at"]["best"]["epoch"] == 0
+    assert load_state(path)["progress"]["kept"]["epoch"] == 0
     flip(weights, 3000)
     with monkeypatch.context() as m:
         m.setattr(train, "better", lambda row, old: old is None)  # no later epoch writes it anew
@@ -597,7 +657,8 @@ def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(
     capsys.readouterr()
     assert_survived(command, tmp_path / "run", test_csv, wanted)
     assert (
-        "model.safetensors: damaged (its sha256 differs) - fold 0 is trained again" in capsys.readouterr().out
+        "model.safetensors: damaged (its sha256 differs) - fold 0 is trained again"
+        in capsys.readouterr().out
     )
 
 
@@ -624,7 +685,11 @@ def fail_write(monkeypatch, folder: Path, name: str, number: int) -> list[int]:
     real, calls = open, [0]
 
     def failing(file, mode="r", *args, **kwargs):
-        if set(mode) & set("wax+") and isinstance(file, (str, Path)) and folder in Path(file).parents:
+        if (
+            set(mode) & set("wax+")
+            and isinstance(file, (str, Path))
+            and folder in Path(file).parents
+        ):
             calls[0] += 1
             if calls[0] == number:
                 no_space()
@@ -654,7 +719,9 @@ def test_a_write_that_fails(name, stride, command, tmp_path, test_csv, wanted, m
 
 
 @pytest.mark.parametrize("name", ["replace", "fsync", "open"])
-def test_a_write_of_predict_that_fails(name, clean, tmp_path, test_csv, wanted, monkeypatch, capsys):
+def test_a_write_of_predict_that_fails(
+    name, clean, tmp_path, test_csv, wanted, monkeypatch, capsys
+):
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv"), "--probabilities", str(tmp_path / "p.csv")]  # fmt: skip
     (tmp_path / "s.csv").write_text("old")
     number = 0
@@ -681,7 +748,7 @@ def test_a_flipped_byte_in_the_growing_output(clean, tmp_path, test_csv, monkeyp
     assert predict.main(argv) == 0
     want = out.read_bytes()
     with monkeypatch.context() as m:
-        at_call(m, predict, "write_json", 3, die)
+        at_call(m, output, "write_json", 3, die)
         with pytest.raises(Killed):
             predict.main(argv)
     flip(tmp_path / "s.csv.part", 40)
@@ -691,7 +758,9 @@ def test_a_flipped_byte_in_the_growing_output(clean, tmp_path, test_csv, monkeyp
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
-def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, test_csv, monkeypatch, capsys):
+def test_predict_goes_on_after_death_at_every_chunk(
+    ending, clean, tmp_path, test_csv, monkeypatch, capsys
+):
     out = tmp_path / f"s{ending}"
     argv = [
         "--run",
@@ -711,7 +780,7 @@ def test_predict_goes_on_after_death_at_every_chunk(ending, clean, tmp_path, tes
         for number in range(1, 5 if name == "write_json" else 3):
             out.unlink()
             with monkeypatch.context() as m:
-                at_call(m, predict, name, number, die)
+                at_call(m, output, name, number, die)
                 with pytest.raises(Killed):
                     predict.main(argv)
             note = out.with_name(out.name + ".part.json")
@@ -750,20 +819,26 @@ def test_a_prediction_killed_within_its_note_leaves_nothing(clean, tmp_path, tes
         (tmp_path / name / "s.csv.part.json").write_text("{")
     assert predict.main(argv) == 0
     assert sorted(os.listdir(tmp_path)) == [".tmp-other.csv.part.jsonabc", "s.csv"]
-    made, real = [], run_module.tempfile.TemporaryDirectory
-    monkeypatch.setattr(
-        run_module.tempfile, "TemporaryDirectory", lambda **k: made.append(k["prefix"]) or real(**k)
-    )
+    made, real = [], files.tempfile.TemporaryDirectory
+
+    def temporary(**k):
+        if "dir" in k:  # else it is the system's own place, which the system sweeps
+            made.append(k["prefix"])
+        return real(**k)
+
+    monkeypatch.setattr(files.tempfile, "TemporaryDirectory", temporary)
     assert predict.main(argv) == 0
     assert set(made) == {".tmp-s.csv.part.json"}  # the very name that the next call looks for
 
 
-def test_a_run_trained_anew_is_predicted_anew(command, copy, tmp_path, test_csv, monkeypatch, capsys):
+def test_a_run_trained_anew_is_predicted_anew(
+    command, copy, tmp_path, test_csv, monkeypatch, capsys
+):
     """Chunks written by the weights of before must not stay; settings and data are the same."""
     argv = ["--run", str(copy), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
     monkeypatch.setattr(predict, "CHUNK", 11)
     with monkeypatch.context() as m:
-        at_call(m, predict.Work, "append", 3, die)
+        at_call(m, GrowingCSV, "append", 3, die)
         with pytest.raises(Killed):
             predict.main(argv)
     done = json.loads((copy / "DONE.json").read_text())
@@ -776,7 +851,7 @@ def test_a_run_trained_anew_is_predicted_anew(command, copy, tmp_path, test_csv,
 def test_a_run_that_is_replaced_while_it_predicts(clean, tmp_path, test_csv, monkeypatch, capsys):
     """Half of the rows would be of the old models."""
     copy = Path(shutil.copytree(clean, tmp_path / "run"))
-    real = predict.Work.append
+    real = GrowingCSV.append
 
     def append(self, *args):
         done = json.loads((copy / "DONE.json").read_text())
@@ -785,7 +860,7 @@ def test_a_run_that_is_replaced_while_it_predicts(clean, tmp_path, test_csv, mon
         return real(self, *args)
 
     with monkeypatch.context() as m:
-        m.setattr(predict.Work, "append", append)
+        m.setattr(GrowingCSV, "append", append)
         out = str(tmp_path / "s.csv")
         assert predict.main(["--run", str(copy), "--input", str(test_csv), "--output", out]) == 1
     one_line(capsys, "DONE.json: changed while it was read")
@@ -797,7 +872,7 @@ def test_totals_of_another_fold_are_no_totals(command, clean, tmp_path, monkeypa
     run = Path(shutil.copytree(clean, tmp_path / "run"))
     (run / "fold_1" / "oof.npy").write_bytes(b"x")
     with monkeypatch.context() as m:
-        at_call(m, train, "write_totals", 1, die, after=False)
+        at_call(m, train, "summarise", 1, die, after=False)
         with pytest.raises(Killed):
             train.main([*command, "--out", str(run)])
     assert (run / "fold_1" / "DONE.json").exists()
@@ -818,28 +893,33 @@ def test_a_finished_run_asks_for_no_room(command, clean, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("when", ["train", "predict"])
-def test_a_file_saved_while_it_is_read(when, command, clean, tmp_path, test_csv, data, monkeypatch, capsys):
+def test_a_file_saved_while_it_is_read(
+    when, command, clean, tmp_path, test_csv, data, monkeypatch, capsys
+):
     """Half of what was read would be of the old file, and checksums of the new one."""
     if when == "train":
-        path, module, name = shutil.copy(data, tmp_path / "x.csv"), train, "read_csv"
+        path, program = shutil.copy(data, tmp_path / "x.csv"), train
+        module, name = data_module, "read_chunks"
         argv = [*command, "--train", str(path), "--out", str(tmp_path / "run")]
     else:
-        path, module, name = shutil.copy(test_csv, tmp_path / "x.csv"), predict, "survey"
+        path, program = shutil.copy(test_csv, tmp_path / "x.csv"), predict
+        module, name = predict, "survey"
         argv = ["--run", str(clean), "--input", str(path), "--output", str(tmp_path / "s.csv")]
     real = getattr(module, name)
 
     def saved(*args):
         found = real(*args)
+        found = list(found) if when == "train" else found  # a generator: else nothing was read yet
         with open(path, "a") as f:
             f.write("late,a dog,0,1,0,0,1\n")
         return found
 
     with monkeypatch.context() as m:
         m.setattr(module, name, saved)
-        assert module.main(argv) == (2 if when == "train" else 1)
+        assert program.main(argv) == (2 if when == "train" else 1)
     one_line(capsys, "x.csv: changed while it was read")
     assert not (tmp_path / "run").exists() and not (tmp_path / "s.csv").exists()
-    assert module.main(argv) == 0
+    assert program.main(argv) == 0
     if when == "predict":
         assert (tmp_path / "s.csv").read_text().splitlines()[-1].startswith("late,")
 
@@ -850,21 +930,39 @@ def test_another_path_to_the_same_data_leaves_a_finished_run_whole(
     """Stopped before the totals are written again."""
     same = shutil.copy(data, tmp_path / "same.csv")
     with monkeypatch.context() as m:
-        at_call(m, train, "write_totals", 1, die, after=False)
+        at_call(m, train, "summarise", 1, die, after=False)
         with pytest.raises(Killed):
             train.main([*command, "--train", str(same), "--out", str(copy)])
     assert predict.main(["--run", str(copy), "--text", "x"]) == 0
 
 
 def test_a_reader_that_has_gone_and_a_full_disk_behind_the_output(clean, test_csv, tmp_path):
-    argv = [sys.executable, str(HERE.parent / "predict.py"), "--run", str(clean), "--input", str(test_csv)]
-    p = subprocess.Popen([*argv, "--output", str(tmp_path / "s.csv")], stdout=-1, stderr=-1, text=True)
+    argv = [
+        sys.executable,
+        str(HERE.parent / "predict.py"),
+        "--run",
+        str(clean),
+        "--input",
+        str(test_csv),
+    ]
+    p = subprocess.Popen(
+        [*argv, "--output", str(tmp_path / "s.csv")], stdout=-1, stderr=-1, text=True
+    )
     p.stdout.close()
     err = p.stderr.read()
-    assert p.wait() == 128 + signal.SIGPIPE and "Traceback" not in err and "Exception ignored" not in err
-    assert err.splitlines()[-1] == "stopped: nobody reads the output - the same command goes on from here"
+    assert (
+        p.wait() == 128 + signal.SIGPIPE
+        and "Traceback" not in err
+        and "Exception ignored" not in err
+    )
+    assert (
+        err.splitlines()[-1]
+        == "stopped: nobody reads the output - the same command goes on from here"
+    )
     with open("/dev/full", "w") as full:
-        p = subprocess.run([*argv, "--output", str(tmp_path / "t.csv")], stdout=full, stderr=-1, text=True)
+        p = subprocess.run(
+            [*argv, "--output", str(tmp_path / "t.csv")], stdout=full, stderr=-1, text=True
+        )
     assert p.returncode == 2 and "error: output: No space left on device" in p.stderr
 
 
@@ -872,14 +970,16 @@ def test_a_file_that_may_not_be_read(clean, capsys, monkeypatch):
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(run_module, "file_sha256", refused)
+    monkeypatch.setattr(files, "file_sha256", refused)
     assert predict.main(["--run", str(clean), "--text", "x"]) == 2
     one_line(capsys, "Permission denied", str(clean))
 
 
 def test_interrupted_while_it_imports(tmp_path):
-    code = "import os, signal, sys; sys.argv = ['train.py']; import config; config.check_flags(config.Config); os.kill(os.getpid(), signal.SIGINT)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True)
+    code = "import os, signal, sys; sys.argv = ['train.py']; from config import Config; from support.cli import check_flags; check_flags(Config); os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (130, "")
 
 
@@ -898,7 +998,7 @@ def test_a_limit_on_the_size_of_files(limit, command, tmp_path, test_csv, wanted
 
 
 def test_paths_that_cannot_be_written(command, clean, tmp_path, test_csv, capsys, monkeypatch):
-    trained = at_call(monkeypatch, train, "train_step", 0, die)
+    trained = at_step(monkeypatch, 0, die)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
@@ -931,16 +1031,25 @@ def test_paths_that_cannot_be_written(command, clean, tmp_path, test_csv, capsys
     for name in ("file", "/dev/null", "/dev/full", "full", "nowhere"):
         assert (
             predict.main(
-                ["--run", str(tmp_path / name), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
+                [
+                    "--run",
+                    str(tmp_path / name),
+                    "--input",
+                    str(test_csv),
+                    "--output",
+                    str(tmp_path / "s.csv"),
+                ]
             )
             == 2
         )
         one_line(capsys, name)
 
 
-def test_too_little_room_is_said_before_training(command, tmp_path, monkeypatch, capsys, test_csv, wanted):
+def test_too_little_room_is_said_before_training(
+    command, tmp_path, monkeypatch, capsys, test_csv, wanted
+):
     usage = shutil.disk_usage(tmp_path)
-    trained = at_call(monkeypatch, train, "train_step", 0, die)
+    trained = at_step(monkeypatch, 0, die)
     with monkeypatch.context() as m:
         m.setattr(shutil, "disk_usage", lambda path: usage._replace(free=50_000))
         assert train.main([*command, "--out", str(tmp_path / "deep" / "run")]) == 2
@@ -958,7 +1067,7 @@ def test_what_is_not_written_whole_leaves_nothing_behind(tmp_path):
     (tmp_path / "x").write_text("old")
     for error in (OSError(28, "No space left"), RuntimeError("unexpected pos 64"), Killed()):
         expected = Killed if isinstance(error, Killed) else UserError
-        with pytest.raises(expected), whole(tmp_path) as temporary:
+        with pytest.raises(expected), atomic_write(tmp_path) as temporary:
             (temporary / "x").write_text("half")
             raise error
         assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "old"
@@ -976,7 +1085,7 @@ def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted)
 
     for step in (1, 6):
         with monkeypatch.context() as m:
-            at_call(m, train, "train_step", step, no_memory, after=False)
+            at_call(m, train, "compute_loss", step, no_memory, after=False)
             assert train.main([*command, "--out", str(tmp_path / "run")]) == 1
         one_line(capsys, "--batch-size", "--accumulate")
     assert (tmp_path / "run" / "fold_0" / "state.pt").exists()
@@ -988,7 +1097,7 @@ def test_out_of_memory(command, tmp_path, monkeypatch, capsys, test_csv, wanted)
         at_call(
             m,
             train,
-            "train_step",
+            "compute_loss",
             1,
             lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")),
             after=False,
@@ -1010,7 +1119,7 @@ def test_out_of_memory_in_prediction(words, clean, tmp_path, test_csv, monkeypat
 
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
     with monkeypatch.context() as m:
-        m.setattr(predict, "predict_logits", no_memory)
+        m.setattr(predict, "run_over_rows", no_memory)
         assert predict.main(argv) == 1
         one_line(capsys, "out of memory", "the same command goes on")
         with pytest.raises(RuntimeError):
@@ -1029,28 +1138,26 @@ def test_a_loss_that_is_not_a_number(
 ):
     """With `stop`, a signal arrives between the step and the end of its epoch."""
     out = tmp_path / "run"
-    rows = []
     with monkeypatch.context() as m:
-        real, real_step, calls = train.loss_per_row, train.train_step, [0]
+        real, calls = train.compute_loss, [0]
 
-        def stepped(model, optimizer, scaler, micro, *rest):
+        def spoiled(*args):
             calls[0] += 1
-            rows.append(sum(len(b["labels"]) for b in micro))
-            m.setattr(train, "loss_per_row", lambda *a: spoil(real(*a)) if calls[0] == step else real(*a))
-            result = real_step(model, optimizer, scaler, micro, *rest)
-            m.setattr(train, "loss_per_row", real)
-            if calls[0] == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return result
+            logits, loss = real(*args)
+            return logits, spoil(loss) if calls[0] == step else loss
 
-        m.setattr(train, "train_step", stepped)
+        m.setattr(train, "compute_loss", spoiled)
+        at_step_end(m, stop)
         assert train.main([*command, "--out", str(out)]) == 1
+    assert calls[0] == (
+        stop or -(-step // 4) * 4
+    )  # it is noticed at the epoch's end, or when a signal came
     line = one_line(
         capsys,
         f"fold {(step - 1) // 8}, epoch {(step - 1) % 8 // 4 + 1}, step {(step - 1) % 4 + 1}: loss",
         "--lr",
     )
-    ids = re.search("rows ([0-9, ]+) -", line)[1].split(", ")
+    ids = re.search("rows ([0-9, ]+) is not finite -", line)[1].split(", ")
     assert len(ids) == 8 and set(ids) <= {r[0] for r in make_rows(64)}
     for path in out.rglob("state.pt"):
         assert all(t.isfinite().all() for t in load_state(path)["model"].values())
@@ -1061,10 +1168,15 @@ def test_logits_that_are_not_numbers(command, tmp_path, monkeypatch, capsys, tes
     """Finite losses, but weights that are not: nothing of that epoch is kept."""
     out = tmp_path / "run"
     with monkeypatch.context() as m:
-        real = train.predict_logits
-        m.setattr(train, "predict_logits", lambda *a, **kw: real(*a, **kw) * np.nan)
+        real = train.run_over_rows
+
+        def spoiled(*args):
+            logits, losses = real(*args)
+            return logits * np.nan, losses
+
+        m.setattr(train, "run_over_rows", spoiled)
         assert train.main([*command, "--out", str(out)]) == 1
-    one_line(capsys, "fold 0, epoch 1", "not finite")
+    one_line(capsys, "fold 0, epoch 1: outputs on held-out rows are not finite")
     assert not list(out.rglob("*.safetensors")) and not list(out.rglob("state.pt"))
     assert_survived(command, out, test_csv, wanted)
 
@@ -1080,7 +1192,10 @@ def test_logits_that_are_not_numbers(command, tmp_path, monkeypatch, capsys, tes
         (["--folds", "3"], "settings.folds: 2 -> 3"),
         (["--labels", *LABELS[:4]], "settings.labels"),
         (["--pooling", "cls"], "settings.pooling: mean -> cls"),
-        (["--seed", "7", "--dropout", "0.2"], "settings.dropout: 0.3 -> 0.2; settings.seed: 42 -> 7"),
+        (
+            ["--seed", "7", "--dropout", "0.2"],
+            "settings.dropout: 0.3 -> 0.2; settings.seed: 42 -> 7",
+        ),
     ],
 )
 def test_another_command_is_refused(extra, named, command, copy, capsys, clean):
@@ -1098,11 +1213,12 @@ def test_other_data_code_versions_or_weights_are_refused(
     assert train.main([*command, "--train", str(changed), "--out", str(copy)]) == 2
     one_line(capsys, "data_sha256")
     with monkeypatch.context() as m:
-        m.setattr(train, "CODE", ("data.py",))
+        real = run_module.code_sha256
+        m.setattr(run_module, "code_sha256", lambda: {**real(), "train.py": "0" * 64})
         assert train.main([*command, "--out", str(copy)]) == 2
-    one_line(capsys, "code.train.py")
+    one_line(capsys, "(code.train.py: ")
     with monkeypatch.context() as m:
-        m.setattr(train.platform, "python_version", lambda: "3.0")
+        m.setattr(run_module.platform, "python_version", lambda: "3.0")
         assert train.main([*command, "--out", str(copy)]) == 2
     one_line(capsys, "versions.python")
     torch.set_num_threads(2)
@@ -1118,7 +1234,9 @@ def test_other_data_code_versions_or_weights_are_refused(
     assert train.main([*command, "--model", str(other), "--out", str(copy)]) == 2
     one_line(capsys, "encoder_sha256")
     assert (
-        train.main([*command, "--train", str(shutil.copy(data, tmp_path / "same.csv")), "--out", str(copy)])
+        train.main(
+            [*command, "--train", str(shutil.copy(data, tmp_path / "same.csv")), "--out", str(copy)]
+        )
         == 0
     )
 
@@ -1133,14 +1251,18 @@ def test_restart_renames_away(command, copy, capsys, clean):
     assert copy.with_name("copy.old2").is_dir()
 
 
-def test_two_commands_that_begin_at_once_do_not_share_a_folder(command, tmp_path, capsys, monkeypatch):
+def test_two_commands_that_begin_at_once_do_not_share_a_folder(
+    command, tmp_path, capsys, monkeypatch
+):
     """The other command's env.json appears while we wait for the lock."""
     real = run_module.locked
 
     def slow(path, wait=False):
         if wait and not (tmp_path / "run" / "env.json").exists():
             write_json(
-                tmp_path / "run" / "env.json", {"same": {"settings.lr": 1, "settings.folds": 2}}, seal=True
+                tmp_path / "run" / "env.json",
+                {"same": {"settings.lr": 1, "settings.folds": 2}},
+                seal=True,
             )
         return real(path, wait)
 
@@ -1167,33 +1289,33 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
     texts = {r[0]: r[1] for r in make_rows(64)}
     for k in range(2):
         held = [r for r in oof if r[1] == str(k)]
-        tokens = predict.tokenize(ensemble.tokenizer, [texts[r[0]] for r in held], 128)
+        dataset = predict.encode(ensemble.tokenizer, [texts[r[0]] for r in held], 128)
+        collate = data_module.DataCollator(ensemble.tokenizer.pad_token_id)
         stored = np.array([r[2:] for r in held], dtype=np.float32)
         for model_of, close in ((k, True), (1 - k, False)):
             model = ensemble.model(model_of)
-            p = model_module.sigmoid(
-                model_module.predict_logits(
-                    model, tokens, Collator(ensemble.tokenizer.pad_token_id), "cpu", "fp32"
-                )
-            )
+            logits, _ = model_module.run_over_rows(model, dataset, collate, ensemble.config)
+            p = model_module.sigmoid(logits)
             assert (np.abs(p - stored).max() <= 1e-5) == close
 
 
-def test_predictions_do_not_depend_on_batch_or_order(clean):
+def test_predictions_do_not_depend_on_batch_or_order(clean, monkeypatch):
     ensemble = predict.Ensemble(str(clean), "cpu", "fp32")
-    model, pad = ensemble.model(0), ensemble.tokenizer.pad_token_id
+    model, collate = ensemble.model(0), data_module.DataCollator(ensemble.tokenizer.pad_token_id)
+    real, batches = model_module.token_batches, []
     texts = [r[1] for r in make_rows(64, seed=3)]
 
     def logits(texts: list[str], batch_tokens: int) -> np.ndarray:
-        tokens = predict.tokenize(ensemble.tokenizer, texts, 128)
-        return model_module.predict_logits(
-            model, tokens, Collator(pad), "cpu", "fp32", batch_tokens=batch_tokens
-        )
+        batch = lambda lengths, _: batches.append(real(lengths, batch_tokens)) or batches[-1]  # noqa: E731
+        monkeypatch.setattr(model_module, "token_batches", batch)
+        dataset = predict.encode(ensemble.tokenizer, texts, 128)
+        return model_module.run_over_rows(model, dataset, collate, ensemble.config)[0]
 
     want = logits(texts, 4096)
     assert np.ptp(want, axis=0).min() > 0.01  # rows do differ
     for batch_tokens in (1, 7 * 16, 64 * 16):
         assert np.abs(logits(texts, batch_tokens) - want).max() <= 1e-5
+    assert len(batches[1]) == 64 and len({len(b) for b in batches}) >= 3  # the batches did differ
     order = np.random.default_rng(0).permutation(len(texts))
     assert np.abs(logits([texts[i] for i in order], 200) - want[order]).max() <= 1e-5
     one = np.concatenate([logits([t], 4096) for t in texts[:8]])
@@ -1239,7 +1361,10 @@ def test_model_folders_that_mean_harm(bert, command, tmp_path, capsys):
 
     remote = folder("remote")
     config = json.loads((remote / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"},
+    }
     (remote / "config.json").write_text(json.dumps(config))
     (remote / "evil.py").write_text(f"open({str(made)!r}, 'w')\nclass Evil: pass\n")
     header = folder("header")
@@ -1261,7 +1386,15 @@ def test_hashes_of_seen_texts_that_are_damaged(clean, command, copy, tmp_path, c
     """texts.npy beside an encoder that comes from a run."""
     made = tmp_path / "executed"
     np.save(copy / "texts.npy", np.array([Harm(made)], dtype=object), allow_pickle=True)
-    argv = [*command, "--model", str(copy / "fold_0"), "--epochs", "1", "--out", str(tmp_path / "run")]
+    argv = [
+        *command,
+        "--model",
+        str(copy / "fold_0"),
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert train.main(argv) == 2
     one_line(capsys, "texts.npy")
     shutil.copy(clean / "texts.npy", copy / "texts.npy")
@@ -1276,12 +1409,15 @@ def test_hashes_of_seen_texts_that_are_damaged(clean, command, copy, tmp_path, c
 def test_offline(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     began = time.monotonic()
-    assert train.main([*command, "--model", "nobody/nothing-here", "--out", str(tmp_path / "run")]) == 2
+    assert (
+        train.main([*command, "--model", "nobody/nothing-here", "--out", str(tmp_path / "run")])
+        == 2
+    )
     one_line(capsys, "nobody/nothing-here", "HF_HUB_OFFLINE", "local folder")
     assert time.monotonic() - began < 5 and not (tmp_path / "run").exists()
 
 
 def test_a_machine_without_git(command, clean, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert train.git_commit() is None
+    assert run_module.git_commit() is None
     assert train.main([*command, "--out", str(clean)]) == 0

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 import metrics
-import report
+from support import report
 
 
 def sample(n=200, c=5, seed=0, empty=False):
@@ -38,7 +38,9 @@ def test_sweep_equals_scikit_learns_f1(grid, seed):
     curve = metrics.f1_by_threshold(y, p, grid)
     for j in range(5):
         for i, t in enumerate(np.asarray(grid, np.float32)):
-            assert curve[j, i] == pytest.approx(f1_score(y[:, j], p[:, j] >= t, zero_division=0), abs=1e-12)
+            assert curve[j, i] == pytest.approx(
+                f1_score(y[:, j], p[:, j] >= t, zero_division=0), abs=1e-12
+            )
 
 
 def test_thresholds_compare_in_float32():
@@ -67,9 +69,13 @@ def test_a_threshold_is_the_middle_of_those_as_good_as_the_best():
 
 def test_thresholds_below_the_grid_where_its_lowest_is_best():
     y = np.arange(100)[:, None] >= 95
-    p = np.where(y, 0.055, 0.015).astype(np.float32)  # a rare label that a model hardly dares to name
+    p = np.where(y, 0.055, 0.015).astype(
+        np.float32
+    )  # a rare label that a model hardly dares to name
     th = metrics.tune_thresholds(y, p)
-    assert th[0] == pytest.approx(0.035) and metrics.scores(y, metrics.detect(p, th))["macro_f1"] == 1
+    assert (
+        th[0] == pytest.approx(0.035) and metrics.scores(y, metrics.detect(p, th))["macro_f1"] == 1
+    )
 
 
 def test_cross_fit_judges_no_row_by_its_own_label():
@@ -77,7 +83,9 @@ def test_cross_fit_judges_no_row_by_its_own_label():
     fold = np.arange(100) % 4
     pred = metrics.cross_fit(y, p, fold)
     flipped = y.copy()
-    flipped[fold == 2] = 1 - flipped[fold == 2]  # fold 2's labels must not matter for fold 2's verdicts
+    flipped[fold == 2] = (
+        1 - flipped[fold == 2]
+    )  # fold 2's labels must not matter for fold 2's verdicts
     assert np.array_equal(metrics.cross_fit(flipped, p, fold)[fold == 2], pred[fold == 2])
     th = metrics.tune_thresholds(y[fold != 1], p[fold != 1])
     assert np.array_equal(pred[fold == 1], p[fold == 1] >= th)
@@ -98,7 +106,9 @@ def test_bootstrap_interval():
     y, p = sample(400, 3)
     p = 0.3 * y + 0.7 * p
     draws = metrics.bootstrap_f1(y, p >= 0.5, 300, seed=1)
-    assert draws.shape == (300, 3) and np.array_equal(draws, metrics.bootstrap_f1(y, p >= 0.5, 300, seed=1))
+    assert draws.shape == (300, 3) and np.array_equal(
+        draws, metrics.bootstrap_f1(y, p >= 0.5, 300, seed=1)
+    )
     low, high = metrics.interval(draws.mean(1))
     assert low < metrics.scores(y, p >= 0.5)["macro_f1"] < high and 0.005 < high - low < 0.2
 
@@ -126,7 +136,9 @@ def test_platt_mends_probabilities_and_keeps_their_order():
     assert a == pytest.approx(0.5, abs=0.08) and b == pytest.approx(-1, abs=0.1)
     mended = 1 / (1 + np.exp(-(a * metrics.logit(p) + b)))
     assert metrics.reliability(y, mended)[2] < 0.03 < 0.1 < metrics.reliability(y, p)[2]
-    assert np.array_equal(np.argsort(mended, kind="stable"), np.argsort(metrics.logit(p), kind="stable"))
+    assert np.array_equal(
+        np.argsort(mended, kind="stable"), np.argsort(metrics.logit(p), kind="stable")
+    )
     assert metrics.platt(np.ones(9), np.full(9, 0.3)) == metrics.platt(y, 1 - p) == (1.0, 0.0)
 
 

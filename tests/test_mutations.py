@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -22,8 +23,11 @@ from hypothesis import strategies as st
 
 import config
 import predict
-import run as run_folder
 import train
+from support import encoders
+from support.cli import flag
+from support.csvfile import TRUTH
+from support.run import Run
 
 PIECES = [b'"', b'""', b",", b"\n", b"\r", b"\r\n", b"\n\n", b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3", b"\xed\xa0\x80", "😀é\u2028\u0085\u200b".encode(),
           b" ", b"\t", b";", b"'", b"\\", b"id", b"text", b"review", b"joy", b"0", b"1", b"2", b"nan", b"NA", b"true", b"-1", b"#", b"=1+1", b"\x1a", b"x" * 300]  # fmt: skip
@@ -37,7 +41,9 @@ def damaged(draw, seeds: list[bytes]) -> bytes:
         i = draw(st.integers(0, len(raw)))
         j = min(len(raw), i + draw(st.sampled_from([0, 1, 1, 2, 7, 40])))
         new = draw(
-            st.one_of(st.sampled_from(PIECES), st.just(b""), st.just(raw[i:j] * 2), st.binary(max_size=3))
+            st.one_of(
+                st.sampled_from(PIECES), st.just(b""), st.just(raw[i:j] * 2), st.binary(max_size=3)
+            )
         )
         raw = raw[:i] + new + (b"" if draw(st.integers(0, 15)) == 7 else raw[j:])
     return raw
@@ -47,7 +53,9 @@ def sheets(header: str, rows: list[list[str]]) -> list[bytes]:
     """The same table with other line ends, quotes and marks."""
     plain, quoted = io.StringIO(), io.StringIO()
     csv.writer(plain, lineterminator="\n").writerows([header.split(","), *rows])
-    csv.writer(quoted, lineterminator="\r\n", quoting=csv.QUOTE_ALL).writerows([header.split(","), *rows])
+    csv.writer(quoted, lineterminator="\r\n", quoting=csv.QUOTE_ALL).writerows(
+        [header.split(","), *rows]
+    )
     odd = plain.getvalue().replace("so", '"so, ""so""\nso"') + "\n\n"
     return [
         plain.getvalue().encode(),
@@ -57,12 +65,16 @@ def sheets(header: str, rows: list[list[str]]) -> list[bytes]:
     ]
 
 
-def as_python_reads(raw: bytes) -> list[str]:
-    """The ids that should come out; row numbers without an id column."""
+def as_python_reads(raw: bytes, name: str = "id") -> list[str]:
+    """The cells of a column that should come out; row numbers without an id column."""
     rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
     header = [h.strip("\ufeff \t") for h in rows[0]]
     rows = [r for r in rows[1:] if r]
-    return [r[header.index("id")] for r in rows] if "id" in header else [str(i) for i in range(len(rows))]
+    return (
+        [r[header.index(name)] for r in rows]
+        if name in header or name != "id"
+        else [str(i) for i in range(len(rows))]
+    )
 
 
 def listing(d: Path) -> dict:
@@ -79,7 +91,9 @@ def call(main, argv: list[str], d: Path, tried: Counter) -> int:
             assert e.code == 0
             code = 0
     errors = [x for x in err.getvalue().split("\n") if x.startswith("error: ")]
-    assert code in (0, 2) and len(errors) == (code == 2) and "Traceback" not in err.getvalue(), err.getvalue()
+    assert code in (0, 2) and len(errors) == (code == 2) and "Traceback" not in err.getvalue(), (
+        err.getvalue()
+    )
     assert code == 0 or listing(d) == before
     tried[code] += 1
     return code
@@ -93,7 +107,9 @@ def explore(examples: int, **strategies):
         settings(max_examples=examples, derandomize=True, deadline=None, database=None)(
             given(**strategies)(lambda **kw: test(tried, **kw))
         )()
-        print(f"\n{test.__name__}: {tried.total()} examples, {tried[0]} accepted, {tried[2]} refused")
+        print(
+            f"\n{test.__name__}: {tried.total()} examples, {tried[0]} accepted, {tried[2]} refused"
+        )
         assert tried.total() >= examples and min(tried[0], tried[2]) > 1
         return tried
 
@@ -106,35 +122,35 @@ def place(tmp_path_factory, bert, finished):
     d, jobs = tmp_path_factory.mktemp("mutations"), []
     shutil.copytree(finished, d / "run")
     info, tokenizer = (
-        train.inspect_encoder(str(bert)),
-        predict.inspect_encoder(str(finished / "fold_0")).tokenizer,
+        encoders.inspect_encoder(str(bert)),
+        encoders.inspect_encoder(str(finished / "fold_0")).tokenizer,
     )
-    real, encoder = train.inspect_encoder, train.load_encoder(str(bert))
+    real, weights = encoders.inspect_encoder, encoders.load_encoder(str(bert))
 
-    def open_run(job, encoder, argv):
-        jobs.append(job)
-        c = job.config
-        if c.out:  # the real folder, and away with it: each example finds the same files
-            same = {f"settings.{name}": value for name, value in c.identity.items()}
-            run = run_folder.Run.open(Path(c.out), {}, {"same": same}, c.restart)
+    def start_run(path, config, data, info, ranks, argv):
+        if config.out:  # the real folder, and away with it: each example finds the same files
+            same = {f"settings.{name}": value for name, value in config.identity.items()}
+            run = Run.open(path, {}, {"same": same}, config.restart)
             shutil.rmtree(run.path)
-        return SimpleNamespace(take=lambda only: [], done=lambda k: True)
+        return SimpleNamespace(unfinished=lambda only: [], missing=lambda: [])
 
-    def probabilities(self, texts, check=None, say=None):
-        return np.array([[len(t) % 7 / 7] * len(self.labels) for t in texts], dtype=np.float32).reshape(
-            len(texts), -1
-        )
+    def summarise(config, data, folds, run):
+        jobs.append(SimpleNamespace(config=config, table=data, fold=folds))
+
+    def predict_test(self, inputs, check=None, say=None):
+        return np.array(
+            [[len(t) % 7 / 7] * len(self.labels) for t in inputs], dtype=np.float32
+        ).reshape(len(inputs), -1)
 
     with pytest.MonkeyPatch.context() as m:
         m.chdir(d)
         m.setattr(train, "inspect_encoder", lambda name: info if name == str(bert) else real(name))
-        m.setattr(train, "load_encoder", lambda path: encoder)
-        m.setattr(train, "open_run", open_run)
-        m.setattr(train, "shrink_vocabulary", lambda job, encoder: job)
-        m.setattr(train, "write_totals", lambda job, run: None)
+        m.setattr(encoders, "load_encoder", lambda path: weights)
+        m.setattr(train, "start_run", start_run)
+        m.setattr(train, "summarise", summarise)
         m.setattr(predict, "inspect_encoder", lambda name: SimpleNamespace(tokenizer=tokenizer))
-        m.setattr(predict.Ensemble, "probabilities", probabilities)
-        m.setattr(run_folder.os, "fsync", lambda f: None)
+        m.setattr(predict.Ensemble, "predict_test", predict_test)
+        m.setattr(os, "fsync", lambda f: None)
         yield SimpleNamespace(d=d, jobs=jobs, bert=str(bert))
 
 
@@ -148,10 +164,14 @@ def test_training_files(place):
         place.jobs.clear()
         if call(train.main, argv, place.d, tried) == 0:
             table = place.jobs[0].table
-            assert table.ids == as_python_reads(raw) and len(table.texts) == len(table.labels) == len(
-                place.jobs[0].fold
-            ) == len(table.ids)
+            assert table.ids == as_python_reads(raw) and len(table.texts) == len(
+                table.labels
+            ) == len(place.jobs[0].fold) == len(table.ids)
             assert np.isin(table.labels, (0, 1)).all() and table.labels.shape[1] == 2
+            assert table.texts == as_python_reads(raw, table.text_column)
+            cells = [as_python_reads(raw, name) for name in ("joy", "anger")]
+            given = [[TRUTH[c.strip().lower()] for c in row] for row in zip(*cells, strict=True)]
+            assert table.labels.tolist() == given
 
 
 def test_files_to_predict(place):
@@ -169,7 +189,16 @@ def test_files_to_predict(place):
         if (
             call(
                 predict.main,
-                ["--run", "run", "--input", "n.csv", "--output", "s.csv", "--probabilities", "p.csv"],
+                [
+                    "--run",
+                    "run",
+                    "--input",
+                    "n.csv",
+                    "--output",
+                    "s.csv",
+                    "--probabilities",
+                    "p.csv",
+                ],
                 place.d,
                 tried,
             )
@@ -191,7 +220,12 @@ def test_zipped_files(place):
     @explore(50, data=damaged(seeds))
     def zipped_files(tried, data):
         Path("n.csv.gz").write_bytes(data)
-        call(predict.main, ["--run", "run", "--input", "n.csv.gz", "--output", "s.csv"], place.d, tried)
+        call(
+            predict.main,
+            ["--run", "run", "--input", "n.csv.gz", "--output", "s.csv"],
+            place.d,
+            tried,
+        )
 
 
 def test_threshold_files(place):
@@ -212,7 +246,10 @@ def test_threshold_files(place):
 
 
 NUMBERS = st.one_of(
-    st.integers(-3, 300), st.integers(), st.floats(), st.sampled_from([0.1, 0.5, 1e-5, 1e308, 10**30])
+    st.integers(-3, 300),
+    st.integers(),
+    st.floats(),
+    st.sampled_from([0.1, 0.5, 1e-5, 1e308, 10**30]),
 )
 WORDS = st.one_of(
     st.sampled_from(["", " ", "-", "--", "-1", "0x10", "1_0", "1e2", "nan", "None", "true", "cuda", "mps", "cpu", "auto", "fp32", "cosine", "mean", "joy", "id", "text", "t.csv", "n.csv",
@@ -228,13 +265,16 @@ def flags_of(kind: type):
     def joined(name: str, words: list[str]) -> list[str]:
         if name in ("out", "output", "probabilities"):
             words = ["./" + w.lstrip("/") for w in words[:1]]
-        return [config.flag(name), *words]
+        return [flag(name), *words]
 
     names = st.sampled_from(
-        [f.name for f in dataclasses.fields(kind) if f.name != "debug"] + ["config", "help", "lables"]
+        [f.name for f in dataclasses.fields(kind) if f.name != "debug"]
+        + ["config", "help", "lables"]
     )
     pair = st.builds(
-        joined, names, st.lists(WORDS, min_size=1, max_size=2).map(lambda w: w[: 1 + (len(w[0]) > 7)])
+        joined,
+        names,
+        st.lists(WORDS, min_size=1, max_size=2).map(lambda w: w[: 1 + (len(w[0]) > 7)]),
     )
     return st.lists(pair, min_size=1, max_size=2).map(lambda pairs: [x for p in pairs for x in p])
 
@@ -249,7 +289,18 @@ def test_flags_of_training(place):
     @explore(80, more=flags_of(config.Config))
     def flags_of_training(tried, more):
         sound_files()
-        argv = ["--model", place.bert, "--train", "t.csv", "--labels", "joy", "anger", "--folds", "2", *more]
+        argv = [
+            "--model",
+            place.bert,
+            "--train",
+            "t.csv",
+            "--labels",
+            "joy",
+            "anger",
+            "--folds",
+            "2",
+            *more,
+        ]
         call(train.main, argv, place.d, tried)
 
 
@@ -258,7 +309,12 @@ def test_flags_of_prediction(place):
     def flags_of_prediction(tried, more):
         sound_files()
         kept = set(place.d.iterdir())
-        call(predict.main, ["--run", "run", "--input", "n.csv", "--output", "s.csv", *more], place.d, tried)
+        call(
+            predict.main,
+            ["--run", "run", "--input", "n.csv", "--output", "s.csv", *more],
+            place.d,
+            tried,
+        )
         for path in set(place.d.iterdir()) - kept:
             path.unlink()
 
@@ -289,7 +345,12 @@ def test_settings_of_config_files(place):
     def settings_of_config_files(tried, raw):
         sound_files()
         Path("c.json").write_bytes(raw)
-        call(train.main, ["--model", place.bert, "--train", "t.csv", "--config", "c.json"], place.d, tried)
+        call(
+            train.main,
+            ["--model", place.bert, "--train", "t.csv", "--config", "c.json"],
+            place.d,
+            tried,
+        )
 
 
 def test_files_of_a_run(place):
@@ -300,8 +361,15 @@ def test_files_of_a_run(place):
     @explore(80, name=st.sampled_from(names), data=st.data())
     def files_of_a_run(tried, name, data):
         Path("n.csv").write_text("id,text\n1,a\n")
-        Path("run", name).write_bytes(data.draw(damaged([sound[name], sound[name], b"{}", b"[]", b"null"])))
+        Path("run", name).write_bytes(
+            data.draw(damaged([sound[name], sound[name], b"{}", b"[]", b"null"]))
+        )
         try:
-            call(predict.main, ["--run", "run", "--input", "n.csv", "--output", "s.csv"], place.d, tried)
+            call(
+                predict.main,
+                ["--run", "run", "--input", "n.csv", "--output", "s.csv"],
+                place.d,
+                tried,
+            )
         finally:
             Path("run", name).write_bytes(sound[name])

@@ -14,14 +14,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_bert, make_rows, write_csv
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
+import data
 import metrics
 import model as M
 import predict
-from config import HERE, UserError
-from data import read_csv, tokenize
-from run import Run
+from config import HERE
+from data import encode, read_table, text_hashes
+from support import results
+from support.encoders import inspect_encoder
+from support.errors import UserError
+from support.files import describe, read_json, write_json
+from support.run import Run
 
 
 @pytest.fixture
@@ -43,13 +49,15 @@ def read(path):
 
 def expected(finished, texts):
     """The mean of the folds' probabilities, one text at a time, by plain calls."""
-    tokenizer = M.inspect_encoder(str(finished / "fold_0")).tokenizer
+    tokenizer = inspect_encoder(str(finished / "fold_0")).tokenizer
     models = [M.EmotionClassifier.load(finished / f"fold_{k}", 5, "mean") for k in range(3)]
     with torch.no_grad():
         one = [
             torch.stack(
                 [
-                    torch.sigmoid(m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False)))
+                    torch.sigmoid(
+                        m(**tokenizer(t, return_tensors="pt", return_token_type_ids=False))
+                    )
                     for m in models
                 ]
             ).mean(0)
@@ -65,16 +73,20 @@ def both_files(run, input_csv) -> list[str]:
 
 def test_submission_probabilities_and_scores(finished, test_csv, capsys):
     assert predict.main(both_files(finished, test_csv)) == 0
-    table = read_csv(test_csv, None, LABELS)
+    table = read_table(test_csv, LABELS, None)
     s, p = read("s.csv"), read("p.csv")
-    assert s[0] == p[0] == ["id", *LABELS] and [r[0] for r in s[1:]] == [r[0] for r in p[1:]] == table.ids
+    assert (
+        s[0] == p[0] == ["id", *LABELS]
+        and [r[0] for r in s[1:]] == [r[0] for r in p[1:]] == table.ids
+    )
     values, th = np.array([r[1:] for r in p[1:]], dtype=np.float32), np.load(finished / "th.npy")
     assert np.allclose(values, expected(finished, table.texts), atol=1e-5)
     found = np.array([r[1:] for r in s[1:]], dtype=int)
     assert np.array_equal(found, metrics.detect(values, th))
     out = capsys.readouterr().out
     assert (
-        f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out and "s.csv (40 rows)" in out
+        f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out
+        and "s.csv (40 rows)" in out
     )
     assert all(f"Predicting fold {k} ..." in out for k in range(3)) and "id,anger,fear" in out
 
@@ -84,14 +96,22 @@ def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", chunk)
     assert predict.main(both_files(finished, test_csv)) == 0
     p = read("p.csv")
-    assert [r[0] for r in p[1:]] == read_csv(test_csv, None, LABELS).ids
-    want = expected(finished, read_csv(test_csv, None, LABELS).texts)
+    assert [r[0] for r in p[1:]] == read_table(test_csv, LABELS, None).ids
+    want = expected(finished, read_table(test_csv, LABELS, None).texts)
     assert np.allclose(np.array([r[1:] for r in p[1:]], dtype=np.float32), want, atol=1e-5)
 
 
 def test_calibrated_probabilities(finished, test_csv):
     """Verdicts stay; each label's probabilities move by its own slope and shift, and keep their order."""
-    argv = ["--run", str(finished), "--input", str(test_csv), "--precision", "fp32", "--probabilities"]
+    argv = [
+        "--run",
+        str(finished),
+        "--input",
+        str(test_csv),
+        "--precision",
+        "fp32",
+        "--probabilities",
+    ]
     assert predict.main([*argv, "raw.csv", "--output", "a.csv"]) == 0
     assert predict.main([*argv, "mended.csv", "--output", "b.csv", "--calibrate"]) == 0
     assert read("a.csv") == read("b.csv")
@@ -105,7 +125,9 @@ def test_calibrated_probabilities(finished, test_csv):
             mended[:, j], 1 / (1 + np.exp(-(a * metrics.logit(raw[:, j]) + b))), atol=1e-5
         )
     assert not np.allclose(raw, mended, atol=1e-3)
-    text = predict.predict_emotions(["i am so happy"], str(finished), calibrate=True, precision="fp32")[0]
+    text = predict.predict_emotions(
+        ["i am so happy"], str(finished), calibrate=True, precision="fp32"
+    )[0]
     assert text["emotions"] == ["joy"] and list(text["probabilities"]) == LABELS
 
 
@@ -124,9 +146,12 @@ def test_calibrating_nothing_is_said(finished, test_csv, capsys):
 
 def test_logits_that_are_not_finite_are_no_verdict(finished, test_csv, capsys, monkeypatch):
     """fp16 overflows in encoders that were trained in bf16: nan reaches no threshold."""
-    monkeypatch.setattr(predict, "predict_logits", lambda model, *a: np.full((40, 5), np.nan, np.float32))
+    nan = np.full((40, 5), np.nan, np.float32)
+    monkeypatch.setattr(predict, "run_over_rows", lambda model, *a, **kw: (nan, None))
     assert predict.main(["--run", str(finished), "--input", str(test_csv)]) == 1
-    assert capsys.readouterr().err == "error: fold 0: logits are not finite - use --precision fp32\n"
+    assert (
+        capsys.readouterr().err == "error: fold 0: logits are not finite - use --precision fp32\n"
+    )
     assert not Path("submission.csv").exists()
 
 
@@ -136,15 +161,15 @@ def test_folds_that_do_not_fit_are_read_for_each_chunk(finished, test_csv, monke
     monkeypatch.setattr(M.EmotionClassifier, "load", lambda *a: read_folds.append(a) or real(*a))
     argv = ["--run", str(finished), "--input", str(test_csv), "--output"]
     assert predict.main([*argv, "a.csv"]) == 0 and len(read_folds) == 3
-    assert predict.Ensemble(str(finished)).fits()
-    monkeypatch.setattr(predict.Ensemble, "fits", lambda self: False)
+    assert results.fits_in_memory(Run(finished), "cpu")
+    monkeypatch.setattr(predict, "fits_in_memory", lambda run, device: False)
     assert predict.main([*argv, "b.csv"]) == 0 and len(read_folds) == 3 + 4 * 3
     assert read("a.csv") == read("b.csv")
 
 
 def test_each_fold_tokenises_no_more(finished, test_csv, monkeypatch):
     calls = []
-    monkeypatch.setattr(predict, "tokenize", lambda *a: calls.append(a) or tokenize(*a))
+    monkeypatch.setattr(predict, "encode", lambda *a: calls.append(a) or encode(*a))
     assert predict.main(["--run", str(finished), "--input", str(test_csv)]) == 0 and len(calls) == 1
 
 
@@ -159,8 +184,12 @@ def test_gzip_in_and_out(finished, test_csv, monkeypatch):
     with gzip.open("in.csv.gz", "wb") as f:
         f.write(test_csv.read_bytes())
     monkeypatch.setattr(predict, "CHUNK", 15)
-    assert predict.main(["--run", str(finished), "--input", "in.csv.gz", "--output", "s.csv.gz"]) == 0
-    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv"]) == 0
+    assert (
+        predict.main(["--run", str(finished), "--input", "in.csv.gz", "--output", "s.csv.gz"]) == 0
+    )
+    assert (
+        predict.main(["--run", str(finished), "--input", str(test_csv), "--output", "s.csv"]) == 0
+    )
     assert read("s.csv.gz") == read("s.csv")
 
 
@@ -199,7 +228,9 @@ def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsy
         predict.main([*base, "--thresholds", "th.npy"]) == 0 and read("submission.csv") == inside
     )  # the same at both places
     np.save("th.npy", np.full(5, 0.3, np.float32))
-    assert predict.main([*base, "--thresholds", "th.npy"]) == 2 and "differ" in capsys.readouterr().err
+    assert (
+        predict.main([*base, "--thresholds", "th.npy"]) == 2 and "differ" in capsys.readouterr().err
+    )
     assert predict.main([*base, "--thresholds", "./missing.npy"]) == 2
 
 
@@ -237,8 +268,86 @@ def test_a_fold_in_the_place_of_another_is_refused_and_trained_again(run, test_c
     shutil.copytree(run / "fold_0", run / "fold_1")
     assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
     assert "fold_1: belongs to another run or fold" in capsys.readouterr().err
-    assert list(Run(run).take()) == [1]
+    assert list(Run(run).unfinished()) == [1]
     assert "fold 1 is trained again" in capsys.readouterr().out
+
+
+def test_a_run_of_other_code_is_said(finished, test_csv, tmp_path, monkeypatch, capsys):
+    """The files of the code as env.json knows them, with one changed since and one gone: both are named."""
+    argv = ["--run", str(finished), "--input", str(test_csv)]
+    assert predict.main(argv) == 0 and "warning" not in capsys.readouterr().err
+    want = read("submission.csv")
+    code = [n.removeprefix("code.") for n in Run(finished).same if n.startswith("code.")]
+    assert {"config.py", "data.py", "model.py", "metrics.py", "support/speed.py"} <= set(code)
+    for name in code:
+        (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HERE / name, tmp_path / "code" / name)
+    with open(tmp_path / "code" / "model.py", "a") as f:
+        f.write("# changed\n")
+    (tmp_path / "code" / "support" / "speed.py").unlink()
+    monkeypatch.setattr(results, "HERE", tmp_path / "code")
+    assert predict.main(argv) == 0 and read("submission.csv") == want
+    said = "made by other code than this (model.py, support/speed.py) - scores may differ"
+    assert capsys.readouterr().err == f"warning: {finished}: {said}\n"
+
+
+@pytest.mark.parametrize("change, names", [
+    (lambda head: head.pop("bias"), "bias"), (lambda head: head.update(scale=torch.ones(5)), "scale"),
+    (lambda head: head.update({"0.weight": head.pop("weight")}), "0.weight, weight"),
+])  # fmt: skip
+def test_a_head_of_other_code_is_refused(run, test_csv, change, names, capsys):
+    """Its checksum is right, its weights have other names: nothing is left as it was drawn at random."""
+    path = run / "fold_1" / "head.safetensors"
+    head = load_file(path)
+    change(head)
+    save_file(head, path)
+    done = read_json(run / "fold_1" / "DONE.json", sealed=True)
+    done["files"] |= describe(run / "fold_1", [path.name])
+    write_json(run / "fold_1" / "DONE.json", done, seal=True)
+    words = f"{path}: made by other code (weights {names})"
+    with pytest.raises(UserError, match=re.escape(words)):
+        M.EmotionClassifier.load(run / "fold_1", 5, "mean")
+    assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
+    assert capsys.readouterr().err == f"error: {words}\n" and not os.path.exists("submission.csv")
+
+
+def test_what_is_read_beside_the_text_is_read_everywhere(flags, tmp_path, monkeypatch, capsys):
+    """make_inputs puts a word before each text: train.py, files and --text all read it; copies go by the texts."""
+    import train
+
+    def tag(texts, columns=None):
+        return [f"suddenly {t}" for t in texts]
+
+    path = str(write_csv(tmp_path / "t.csv", make_rows(30)))
+    texts = [r[1] for r in make_rows(30)]
+    more = ["--train", path, "--folds", "2", "--epochs", "1", "--out"]
+    assert train.main([*flags, *more, "plain"]) == 0
+    for module in (data, predict):
+        monkeypatch.setattr(module, "make_inputs", tag)
+    encoded = []
+    monkeypatch.setattr(
+        train, "encode", lambda t, inputs, *a: encoded.append(inputs) or encode(t, inputs, *a)
+    )
+    assert train.main([*flags, *more, "tagged"]) == 0
+    assert encoded == [tag(texts)]
+    assert np.array_equal(np.load("tagged/texts.npy"), np.unique(text_hashes(texts)))
+    plain, tagged = read("plain/oof.csv"), read("tagged/oof.csv")
+    assert [r[:2] for r in plain] == [r[:2] for r in tagged] and plain != tagged
+    assert sorted({r[-1] for r in read("tagged/errors.csv")[1:]}) == sorted(set(texts))
+    capsys.readouterr()
+    argv = ["--run", "tagged", "--input", path, "--probabilities", "p.csv", "--precision", "fp32"]
+    assert predict.main(argv) == 0
+    assert "30 of 30 texts are among those this run was trained on" in capsys.readouterr().err
+    want = predict.Ensemble("tagged", precision="fp32").predict_test(tag(texts))
+    assert np.array_equal(np.array([r[1:] for r in read("p.csv")[1:]], np.float32), want)
+    emotions = predict.predict_emotions(texts, "tagged", precision="fp32")
+    assert [x["text"] for x in emotions] == texts
+    assert np.array_equal(
+        np.array([list(x["probabilities"].values()) for x in emotions], np.float32), want
+    )
+    assert predict.main(["--run", "tagged", "--text", texts[0], "--precision", "fp32"]) == 0
+    out = capsys.readouterr().out
+    assert f"Text: {texts[0]}\n  anger        {want[0, 0]:.4f}\n" in out
 
 
 def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
@@ -248,15 +357,29 @@ def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
     path = str(write_csv(tmp_path / "t.csv", rows, ["id", "text", "body", *LABELS]))
     assert (
         train.main(
-            [*flags, "--train", path, "--text-column", "body", "--folds", "2", "--out", str(tmp_path / "r")]
+            [
+                *flags,
+                "--train",
+                path,
+                "--text-column",
+                "body",
+                "--folds",
+                "2",
+                "--out",
+                str(tmp_path / "r"),
+            ]
         )
         == 0
     )
     argv = ["--run", str(tmp_path / "r"), "--input", path, "--probabilities"]
     assert (
-        predict.main([*argv, "a.csv"]) == 0 and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
+        predict.main([*argv, "a.csv"]) == 0
+        and predict.main([*argv, "b.csv", "--text-column", "text"]) == 0
     )
-    assert len({tuple(r[1:]) for r in read("a.csv")}) > 20 and len({tuple(r[1:]) for r in read("b.csv")}) == 2
+    assert (
+        len({tuple(r[1:]) for r in read("a.csv")}) > 20
+        and len({tuple(r[1:]) for r in read("b.csv")}) == 2
+    )
 
 
 def test_the_column_learned_from_goes_before_text(flags, tmp_path, monkeypatch, capsys):
@@ -269,7 +392,9 @@ def test_the_column_learned_from_goes_before_text(flags, tmp_path, monkeypatch, 
     assert train.main([*flags, "--train", path, "--folds", "2", "--out", "r"]) == 0
     assert capsys.readouterr().out.endswith("next: python predict.py --run r --input new.csv\n")
     both = str(
-        write_csv(tmp_path / "both.csv", [[r[0], "the dog", r[1]] for r in rows], ["id", "text", "review"])
+        write_csv(
+            tmp_path / "both.csv", [[r[0], "the dog", r[1]] for r in rows], ["id", "text", "review"]
+        )
     )
     one = str(write_csv(tmp_path / "one.csv", [[r[0], "the dog"] for r in rows], ["id", "text"]))
     argv = ["--run", "r", "--probabilities", "p.csv", "--input"]
@@ -281,7 +406,10 @@ def test_the_column_learned_from_goes_before_text(flags, tmp_path, monkeypatch, 
     assert predict.main(["--run", "r", "--input", one, "--output", path]) == 2
     assert "is what the run was trained on" in capsys.readouterr().err
     assert (
-        train.main([*flags, "--config", "r/config.json", "--train", path, "--folds", "2", "--out", "r"]) == 0
+        train.main(
+            [*flags, "--config", "r/config.json", "--train", path, "--folds", "2", "--out", "r"]
+        )
+        == 0
     )
 
 
@@ -303,9 +431,9 @@ def test_a_run_that_was_renamed_away_is_not_the_newest(finished, capsys):
 
 
 def test_a_blank_text_without_special_tokens(finished):
-    tokenizer = M.inspect_encoder(str(finished / "fold_0")).tokenizer
+    tokenizer = inspect_encoder(str(finished / "fold_0")).tokenizer
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
-    tokens = tokenize(tokenizer, ["", "a dog"], 8)
+    tokens = encode(tokenizer, ["", "a dog"], 8)
     assert tokens.lengths.tolist() == [1, 2] and tokens.ids[0] == tokenizer.pad_token_id
 
 
@@ -317,20 +445,29 @@ def test_seen_texts_are_counted(finished, train_csv, capsys):
 def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
     """Killed after each chunk in turn: the same bytes, and no chunk predicted twice."""
     monkeypatch.setattr(predict, "CHUNK", 10)
-    argv = ["--run", str(finished), "--input", str(test_csv), "--output", "s.csv", "--probabilities", "p.csv"]
+    argv = [
+        "--run",
+        str(finished),
+        "--input",
+        str(test_csv),
+        "--output",
+        "s.csv",
+        "--probabilities",
+        "p.csv",
+    ]
     assert predict.main(argv) == 0
     want = (Path("s.csv").read_text(), Path("p.csv").read_text())
     want_out = capsys.readouterr().out.splitlines()[-8:]
-    real, calls = predict.Ensemble.probabilities, []
+    real, calls = predict.Ensemble.predict_test, []
 
-    def killed(self, texts, *a):
+    def killed(self, inputs, *a, **kw):
         calls.append(1)
         if len(calls) % 2 == 0:
             raise UserError("killed", 137)
-        return real(self, texts, *a)
+        return real(self, inputs, *a, **kw)
 
     os.unlink("s.csv")
-    monkeypatch.setattr(predict.Ensemble, "probabilities", killed)
+    monkeypatch.setattr(predict.Ensemble, "predict_test", killed)
     codes = [predict.main(argv) for _ in range(4)]
     assert codes == [137, 137, 137, 0] and len(calls) == 7  # four chunks, three of them begun twice
     assert (Path("s.csv").read_text(), Path("p.csv").read_text()) == want
@@ -341,17 +478,37 @@ def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
     assert not [n for n in os.listdir() if "part" in n]
 
 
+def test_it_says_how_many_rows_are_done_where_lines_are_blank(finished, monkeypatch, capsys):
+    """A chunk counts lines; ten of twenty are blank here."""
+    lines = [f"{r[0]},{r[1]}\n\n" for r in make_rows(10, 9)] + [f"x{i},a dog\n" for i in range(10)]
+    Path("in.csv").write_text("id,text\n" + "".join(lines))
+    monkeypatch.setattr(predict, "CHUNK", 10)
+    real, calls = predict.Ensemble.predict_test, []
+
+    def stop(self, texts, *a, **k):
+        calls.append(len(texts))
+        return real(self, texts, *a, **k) if len(calls) != 3 else sys.exit(9)
+
+    monkeypatch.setattr(predict.Ensemble, "predict_test", stop)
+    argv = ["--run", str(finished), "--input", "in.csv"]
+    with pytest.raises(SystemExit):
+        predict.main(argv)
+    assert predict.main(argv) == 0 and calls == [5, 5, 10, 10]
+    assert "goes on after row 10 of 20" in capsys.readouterr().out
+    assert len(read("submission.csv")) == 21
+
+
 def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch, capsys):
     monkeypatch.setattr(predict, "CHUNK", 10)
     shutil.copy(test_csv, "in.csv")
     argv = ["--run", str(finished), "--input", "in.csv"]
-    real, calls = predict.Ensemble.probabilities, []
+    real, calls = predict.Ensemble.predict_test, []
 
-    def stop(self, texts, *a):
+    def stop(self, inputs, *a, **kw):
         calls.append(1)
-        return real(self, texts, *a) if len(calls) != 3 else sys.exit(9)
+        return real(self, inputs, *a, **kw) if len(calls) != 3 else sys.exit(9)
 
-    monkeypatch.setattr(predict.Ensemble, "probabilities", stop)
+    monkeypatch.setattr(predict.Ensemble, "predict_test", stop)
     with pytest.raises(SystemExit):
         predict.main(argv)
     write_csv("in.csv", make_rows(30, 9))
@@ -367,12 +524,21 @@ def test_the_literal_commands(tmp_path):
     make_bert(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(revision)
-    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     env["MPLBACKEND"] = "a_notebooks"  # which the matplotlib here need not have
 
     def call(*argv):
         return subprocess.run(
-            [sys.executable, HERE / argv[0], *argv[1:]], capture_output=True, text=True, cwd=tmp_path, env=env
+            [sys.executable, HERE / argv[0], *argv[1:]],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=env,
         )
 
     done = call("train.py", "--model", "bert-base-uncased", "--folds", "5")
@@ -390,8 +556,8 @@ def test_the_literal_commands(tmp_path):
     )
     done = call("predict.py", "--thresholds", "th.npy")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_csv(
-        HERE / "examples" / "test.csv", None, LABELS
+    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_table(
+        HERE / "examples" / "test.csv", LABELS, None
     ).ids
 
 
@@ -416,6 +582,16 @@ def test_the_whole_pipeline_on_the_bundled_encoder_without_a_network(tmp_path):
         and predict.main(["--thresholds", "th.npy", "--input", str(tmp_path / "t.csv")]) == 0
     )
     assert len(read("submission.csv")) == 25
+
+
+def test_a_text_is_predicted_without_writing_anywhere(finished, monkeypatch):
+    """In a read-only container there is no temporary folder either."""
+
+    def refused(*a, **k):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refused)
+    assert predict.main(["--run", str(finished), "--text", "a dog"]) == 0
 
 
 def test_an_unknown_model_offline_is_one_line(capsys, monkeypatch, train_csv):

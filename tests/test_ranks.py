@@ -17,10 +17,12 @@ import pytest
 from conftest import make_rows, outputs, write_csv
 from safetensors.torch import load_file
 
-import config
-import fast
 import train
-from config import HERE, UserError
+from config import HERE
+from support import errors
+from support.checkpoint import load_state
+from support.errors import UserError, exit_codes, rank_and_size
+from support.ranks import Ranks
 
 # Rank 1 dies by SIGKILL before a step, or says when that step is reached: once, as the file tells.
 WORKER = f"""
@@ -30,18 +32,19 @@ sys.path.insert(0, {str(HERE)!r})
 import torch
 import train
 what, number, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-real, calls = train.train_step, [0]
-def step(*args):
-    calls[0] += 1
-    if calls[0] == number and os.environ["RANK"] == "1" and not marker.exists():
-        marker.touch()
-        if what == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-    if what == "signal" and calls[0] > number:
-        import time
-        time.sleep(0.2)
-    return real(*args)
-train.train_step = step
+real, calls = train.train_loader, [0]
+def loader(*args):
+    for step in real(*args):
+        calls[0] += 1
+        if calls[0] == number and os.environ["RANK"] == "1" and not marker.exists():
+            marker.touch()
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        if what == "signal" and calls[0] > number:
+            import time
+            time.sleep(0.2)
+        yield step
+train.train_loader = loader
 sys.exit(train.main(sys.argv[4:]))
 """
 
@@ -58,7 +61,9 @@ def torchrun(*argv, restarts: int = 0) -> subprocess.Popen:
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,31 +91,45 @@ def argv(d: Path) -> list[str]:
     return ["--model", str(d / "bert"), "--train", str(d / "train.csv"), *flags]
 
 
-@pytest.mark.parametrize("size, accumulate, pieces", [(16, 1, [8]), (8, 2, [4, 4]), (4, 4, [2, 2, 2, 2])])
+@pytest.mark.parametrize(
+    "size, accumulate, pieces", [(16, 1, [8]), (8, 2, [4, 4]), (4, 4, [2, 2, 2, 2])]
+)
 def test_accumulating_divides_each_ranks_rows(
     size, accumulate, pieces, bert, train_csv, tmp_path, monkeypatch
 ):
     """Rank 0 of two, alone: the rows of its first step, by forward pass."""
-    seen = []
+    seen, real = [], train.train_loader
 
-    def step(net, optimizer, scaler, micro, *args):
+    def first_step(*args):
+        micro, *_ = next(real(*args))
         seen.append([len(batch["labels"]) for batch in micro])
         raise UserError("enough")
 
-    monkeypatch.setattr(train, "train_step", step)
-    monkeypatch.setattr(fast.Ranks, "__enter__", lambda self: vars(self).update(size=2) or self)
-    monkeypatch.setattr(fast.Ranks, "__exit__", lambda self, *_: None)
-    monkeypatch.setattr(fast.Ranks, "agree", lambda self, number: number)
-    monkeypatch.setattr(fast.Ranks, "parallel", lambda self, model: model)
-    flags = ["--batch-size", str(size), "--accumulate", str(accumulate), "--out", str(tmp_path / "run")]
-    assert train.main(["--model", str(bert), "--train", str(train_csv), "--folds", "1", *flags]) == 2
+    monkeypatch.setattr(train, "train_loader", first_step)
+    monkeypatch.setattr(Ranks, "__enter__", lambda self: vars(self).update(size=2) or self)
+    monkeypatch.setattr(Ranks, "__exit__", lambda self, *_: None)
+    monkeypatch.setattr(Ranks, "agree", lambda self, number=0: number)
+    monkeypatch.setattr(Ranks, "wrap", lambda self, model: model)
+    flags = [
+        "--batch-size",
+        str(size),
+        "--accumulate",
+        str(accumulate),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert (
+        train.main(["--model", str(bert), "--train", str(train_csv), "--folds", "1", *flags]) == 2
+    )
     assert seen == [pieces]
 
 
 def test_two_ranks_take_the_steps_of_one_process(place):
     assert train.main([*argv(place), "--out", str(place / "one")]) == 0
     for k in range(2):
-        one, two = (load_file(place / name / f"fold_{k}/model.safetensors") for name in ("one", "two"))
+        one, two = (
+            load_file(place / name / f"fold_{k}/model.safetensors") for name in ("one", "two")
+        )
         start = load_file(place / "bert/model.safetensors")
         for name in one:
             if "key.bias" not in name:  # its gradient is rounding alone
@@ -134,7 +153,14 @@ def test_two_ranks_take_the_steps_of_one_process(place):
 def test_a_killed_worker(place):
     """In the third epoch of fold 0: torchrun starts both again, and they go on from the second epoch's state."""
     p = torchrun(
-        place / "worker.py", "kill", 10, place / "killed", *argv(place), "--out", place / "again", restarts=1
+        place / "worker.py",
+        "kill",
+        10,
+        place / "killed",
+        *argv(place),
+        "--out",
+        place / "again",
+        restarts=1,
     )
     out = p.communicate(timeout=300)[0]
     assert p.returncode == 0 and (place / "killed").exists(), out
@@ -144,7 +170,13 @@ def test_a_killed_worker(place):
 
 def test_a_signal_to_torchrun(place):
     p = torchrun(
-        place / "worker.py", "signal", 6, place / "reached", *argv(place), "--out", place / "stopped"
+        place / "worker.py",
+        "signal",
+        6,
+        place / "reached",
+        *argv(place),
+        "--out",
+        place / "stopped",
     )
     for _ in range(3000):
         if (place / "reached").exists() or p.poll() is not None:
@@ -152,23 +184,26 @@ def test_a_signal_to_torchrun(place):
         time.sleep(0.02)
     p.send_signal(signal.SIGTERM)
     out = p.communicate(timeout=120)[0]
-    assert p.returncode != 0 and out.count("stopped: by SIGTERM - the same command goes on from here") == 1, (
-        out
-    )
-    state = train.load_state(place / "stopped/fold_0/state.pt")
-    assert state["at"]["epoch"] == 1 and state["at"]["step"] >= 2
+    assert (
+        p.returncode != 0
+        and out.count("stopped: by SIGTERM - the same command goes on from here") == 1
+    ), out
+    at = load_state(place / "stopped/fold_0/state.pt")["progress"]
+    assert at["epoch"] == 1 and at["step"] >= 2
 
 
-@pytest.mark.parametrize("rank, local, code, lines", [(0, 0, 2, 1), (1, 1, 2, 0), (1, 0, 2, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "rank, local, code, lines", [(0, 0, 2, 1), (1, 1, 2, 0), (1, 0, 2, 1), (1, 1, 1, 1)]
+)
 def test_who_says_an_error(rank, local, code, lines, monkeypatch, capsys):
     """Rank 0 and the first rank of another machine say what is wrong with the input; each rank what goes wrong in a run."""
 
     def main(argv):
-        raise config.UserError("no such file", code)
+        raise UserError("no such file", code)
 
-    monkeypatch.setattr(config, "LEADS", rank == 0)
+    monkeypatch.setattr(errors, "LEADS", rank == 0)
     monkeypatch.setenv("LOCAL_RANK", str(local))
-    assert config.exit_codes(main)([]) == code
+    assert exit_codes(main)([]) == code
     assert capsys.readouterr().err.count("error: no such file") == lines
 
 
@@ -177,10 +212,10 @@ def test_a_rank_that_is_left_alone_says_so_in_one_line(monkeypatch, capsys):
         raise RuntimeError("Connection closed\nby peer")
 
     with pytest.raises(RuntimeError):
-        config.exit_codes(main)([])
-    monkeypatch.setattr(config, "LEADS", False)
+        exit_codes(main)([])
+    monkeypatch.setattr(errors, "LEADS", False)
     monkeypatch.setenv("RANK", "3")
-    assert config.exit_codes(main)([]) == 1
+    assert exit_codes(main)([]) == 1
     assert capsys.readouterr().err == "rank 3: Connection closed by peer\n"
 
 
@@ -193,11 +228,15 @@ def test_a_world_size_that_torchrun_did_not_set_is_named(tmp_path):
         ("train.py", "WORLD_SIZE=2, but not by torchrun"),
         ("predict.py", "no finished run"),
     ):
-        argv = [sys.executable, str(HERE / program), *(["--train", csv] if program == "train.py" else [])]
+        argv = [
+            sys.executable,
+            str(HERE / program),
+            *(["--train", csv] if program == "train.py" else []),
+        ]
         done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr, (
-            done.stderr
-        )
+        assert (
+            done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr
+        ), done.stderr
         assert done.stderr.count("\n") == 1
 
 
@@ -209,8 +248,8 @@ def test_a_rank_that_torchrun_did_not_set_is_none(rank, size, monkeypatch):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert config.ranks() == (0, 1)
-    with fast.Ranks() as r:
+    assert rank_and_size() == (0, 1)
+    with Ranks() as r:
         assert (r.rank, r.size, r.own) == (0, 1, [])
 
 
@@ -224,8 +263,9 @@ def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
         for rank in range(ranks):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(ranks))
-            rows, share = fast.Ranks().share(np.arange(n))
+            rows, divisor = Ranks().share(np.arange(n))
             assert len(rows)
+            share = len(rows) / divisor  # 0 of a rank without rows, whose divisor is inf
             if share:
                 assert share == pytest.approx(len(rows) * ranks / n)
                 seen += rows.tolist()

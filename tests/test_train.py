@@ -8,6 +8,7 @@ import math
 import re
 import stat
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,20 +19,28 @@ from sklearn.metrics import f1_score
 import metrics
 import model as M
 import train
-from config import Config, parse
-from data import read_csv
+from config import Config
+from data import Table, read_table
+from support.encoders import load_encoder
 
 
 def config(**kw) -> Config:
     return dataclasses.replace(
-        Config(), device="cpu", precision="fp32", lr=1e-3, epochs=1, pooling="mean", dropout=0.0, **kw
+        Config(),
+        device="cpu",
+        precision="fp32",
+        lr=1e-3,
+        epochs=1,
+        pooling="mean",
+        dropout=0.0,
+        **kw,
     )
 
 
 @pytest.fixture
 def tiny(bert):
     torch.manual_seed(0)
-    return M.EmotionClassifier(M.load_encoder(str(bert)), 5, "mean", 0.0).eval()
+    return M.EmotionClassifier(load_encoder(str(bert)), 5, "mean", 0.0).eval()
 
 
 def random_batch(n, seed=0):
@@ -48,12 +57,32 @@ def part(batch, a, b):
     return {k: v[a:b] for k, v in batch.items()}
 
 
+def one_step(model, optimizer, micro_batches, c, scaler=None, criterion=None, scheduler=None):
+    """train_one_epoch on a single step: (loss, gradient norm before clipping), steps taken."""
+    found, rows = [], sum(len(b["labels"]) for b in micro_batches)
+    scheduler = scheduler or torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    criterion = criterion or train.make_criterion(c, np.ones((1, 5), np.float32))
+    taken = train.train_one_epoch(
+        model,
+        [(micro_batches, rows, 0)],
+        criterion,
+        optimizer,
+        scheduler,
+        scaler,
+        c,
+        lambda *both: found.extend(both),
+    )
+    return torch.stack(found), taken
+
+
 @pytest.mark.parametrize("cuts", [(0, 16, 32, 37), (0, 5, 37), (0, 1, 36, 37)])
 def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
     batch, steps = random_batch(37), []
     for edges in ((0, 37), cuts):
         torch.manual_seed(1)
         m = M.EmotionClassifier(tiny.encoder, 5, "mean", 0.0).eval()
+        m.train = lambda m=m: m  # no dropout: its masks differ by the cuts
         grads = {}
 
         class Spy(torch.optim.SGD):
@@ -61,73 +90,90 @@ def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
                 grads.update({n: p.grad.clone() for n, p in m.named_parameters()})
 
         micro = [part(batch, a, b) for a, b in zip(edges, edges[1:], strict=False)]
-        out = train.train_step(
-            m,
-            Spy(m.parameters(), 0.1),
-            torch.amp.GradScaler("cpu", enabled=False),
-            micro,
-            config(max_grad_norm=1e9),
-            None,
-        )
+        out, _ = one_step(m, Spy(m.parameters(), 0.1), micro, config(max_grad_norm=1e9))
         steps.append((out, grads))
-    assert torch.allclose(steps[0][0], steps[1][0], atol=1e-6)
-    assert steps[0][1] and all(torch.allclose(g, steps[1][1][n], atol=1e-6) for n, g in steps[0][1].items())
+    (a, grads), (b, others) = steps
+    assert torch.allclose(a, b, atol=1e-6)
+    assert grads and all(torch.allclose(g, others[n], atol=1e-6) for n, g in grads.items())
 
 
 def test_gradient_is_unscaled_before_it_is_clipped(tiny):
-    """With a scaler the clipped gradient has the asked norm; clipped before unscaling it would be 65536 times smaller."""
+    """With a scaler the clipped gradient has the asked norm; clipped before, it would be 65536 times smaller."""
     seen = []
 
     class Spy(torch.optim.SGD):
         def step(self, *a, **k):
-            seen.append(
-                torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm().item()
-            )
+            norms = [p.grad.norm() for g in self.param_groups for p in g["params"]]
+            seen.append(torch.stack(norms).norm().item())
 
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     optimizer = Spy(tiny.parameters(), 0.1)
-    norm = train.train_step(tiny, optimizer, scaler, [random_batch(8)], config(max_grad_norm=0.01), None)[1]
+    (_, norm), _ = one_step(tiny, optimizer, [random_batch(8)], config(max_grad_norm=0.01), scaler)
     assert norm > 0.01 and seen == [pytest.approx(0.01, rel=1e-3)]
+
+
+def test_the_schedule_waits_for_a_step_that_fp16_skipped(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    real, times = train.make_criterion(config(), np.ones((1, 5), np.float32)), math.inf
+    weights = tiny.head.weight.detach().clone()
+    for times, taken in ((math.inf, 0), (1.0, 1)):
+        criterion = lambda logits, y, times=times: real(logits, y) * times  # noqa: E731
+        more = (config(), scaler, criterion, scheduler)
+        assert one_step(tiny, optimizer, [random_batch(8)], *more)[1] == taken
+        assert scheduler.last_epoch == taken
+        assert torch.equal(weights, tiny.head.weight) == (not taken)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_learning_rate_rises_then_falls_and_is_never_0(kind):
-    f = [train.lr_factor(i, 100, 10, kind) for i in range(100)]
+    c = config(scheduler=kind, warmup_ratio=0.1)
+    f = [train.lr_factor(i, 100, c) for i in range(100)]
     assert all(a < b for a, b in zip(f[:10], f[1:11], strict=True)) and f[10] == 1 and min(f) > 0
     assert (
-        f[99] == {"linear": pytest.approx(1 / 90), "cosine": pytest.approx(0, abs=1e-3), "constant": 1}[kind]
+        f[99]
+        == {"linear": pytest.approx(1 / 90), "cosine": pytest.approx(0, abs=1e-3), "constant": 1}[
+            kind
+        ]
     )
-    assert all(a >= b for a, b in zip(f[10:], f[11:], strict=False)) and train.lr_factor(0, 5, 0, kind) == 1
+    assert (
+        all(a >= b for a, b in zip(f[10:], f[11:], strict=False))
+        and train.lr_factor(0, 5, config(scheduler=kind, warmup_ratio=0)) == 1
+    )
+
+
+def criterion_of(**kw):
+    return train.make_criterion(config(**kw), np.zeros((2, 5), np.float32))
 
 
 def test_losses_against_their_formulas():
     z, y = torch.randn(7, 5), torch.randint(0, 2, (7, 5)).float()
     p = torch.sigmoid(z)
     bce = -(y * p.log() + (1 - y) * (1 - p).log())
-    assert torch.allclose(train.loss_per_row(z, y, config(), None), bce.mean(1), atol=1e-5)
+    assert torch.allclose(criterion_of()(z, y), bce.mean(1), atol=1e-5)
     pt = torch.where(y == 1, p, 1 - p)
-    assert torch.allclose(
-        train.loss_per_row(z, y, config(loss="focal"), None), (bce * (1 - pt) ** 2).mean(1), atol=1e-5
-    )
+    focal = (bce * (1 - pt) ** 2).mean(1)
+    assert torch.allclose(criterion_of(loss="focal")(z, y), focal, atol=1e-5)
     w = torch.tensor([1.0, 2, 3, 4, 5])
+    labels = np.zeros((60, 5), np.float32)
+    for j, odds in enumerate(w):  # 60 / (1 + odds) positives: odds negatives for each of them
+        labels[: round(60 / (1 + float(odds))), j] = 1
     weighted = -(w * y * p.log() + (1 - y) * (1 - p).log())
-    assert torch.allclose(train.loss_per_row(z, y, config(), w), weighted.mean(1), atol=1e-5)
+    weigh = train.make_criterion(config(pos_weight=True), labels)
+    assert torch.allclose(weigh(z, y), weighted.mean(1), atol=1e-5)
     t = y * 0.8 + 0.1
-    assert torch.allclose(
-        train.loss_per_row(z, y, config(label_smoothing=0.2), None),
-        -(t * p.log() + (1 - t) * (1 - p).log()).mean(1),
-        atol=1e-5,
-    )
+    smooth = -(t * p.log() + (1 - t) * (1 - p).log()).mean(1)
+    assert torch.allclose(criterion_of(label_smoothing=0.2)(z, y), smooth, atol=1e-5)
 
 
 def test_no_decay_on_vectors(tiny):
-    decayed, not_decayed = train.make_optimizer(tiny, config()).param_groups
+    decayed, not_decayed = train.get_optimizer_params(tiny, config())
     names = {id(p): n for n, p in tiny.named_parameters()}
-    assert (
-        all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in not_decayed["params"])
-        and not_decayed["weight_decay"] == 0
-    )
-    assert all("LayerNorm" not in names[id(p)] for p in decayed["params"]) and decayed["weight_decay"] == 0.01
+    vectors = [names[id(p)] for p in not_decayed["params"]]
+    assert all("bias" in n or "LayerNorm" in n for n in vectors)
+    assert not_decayed["weight_decay"] == 0 and decayed["weight_decay"] == 0.01
+    assert all("LayerNorm" not in names[id(p)] for p in decayed["params"])
     assert len(decayed["params"]) + len(not_decayed["params"]) == len(names)
 
 
@@ -165,7 +211,7 @@ def test_run_folder(finished, train_csv):
     assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE(
         (finished / "oof.csv").stat().st_mode
     )
-    table = read_csv(train_csv, None, LABELS)
+    table = read_table(train_csv, LABELS, None)
     rows = list(csv.DictReader((finished / "oof.csv").read_text().splitlines()))
     assert [r["id"] for r in rows] == table.ids and list(rows[0]) == ["id", "fold", *LABELS]
     p = np.array([[float(r[n]) for n in LABELS] for r in rows], dtype=np.float32)
@@ -176,9 +222,13 @@ def test_run_folder(finished, train_csv):
     assert m["macro_f1_at_half"] == pytest.approx(
         f1_score(y, p >= np.float32(0.5), average="macro", zero_division=0)
     )
-    assert m["macro_f1_tuned"] == pytest.approx(f1_score(y, p >= th, average="macro", zero_division=0))
+    assert m["macro_f1_tuned"] == pytest.approx(
+        f1_score(y, p >= th, average="macro", zero_division=0)
+    )
     crossed = metrics.cross_fit(y, p, fold)
-    assert m["macro_f1_cross_fitted"] == pytest.approx(f1_score(y, crossed, average="macro", zero_division=0))
+    assert m["macro_f1_cross_fitted"] == pytest.approx(
+        f1_score(y, crossed, average="macro", zero_division=0)
+    )
     assert m["exact_match_cross_fitted"] == pytest.approx((crossed == y).all(1).mean())
     low, high = m["macro_f1_cross_fitted_ci95"]
     assert low <= m["macro_f1_cross_fitted"] <= high and set(m["per_label"]) == set(LABELS)
@@ -188,7 +238,9 @@ def test_run_folder(finished, train_csv):
         "micro_precision_cross_fitted",
         "micro_f1_cross_fitted",
     } <= set(m)
-    assert {"train_rows_per_s", "seconds", "peak_rss_mb", "folds"} <= set(m) and len(m["folds"]) == 3
+    assert {"train_rows_per_s", "seconds", "peak_rss_mb", "folds"} <= set(m) and len(
+        m["folds"]
+    ) == 3
     log = [json.loads(x) for x in (finished / "log.jsonl").read_text().splitlines()]
     assert [(r["fold"], r["epoch"]) for r in log] == [(k, e) for k in range(3) for e in range(10)]
     assert {"train_loss", "val_loss", "macro_f1", "lr", "rows_per_s"} <= set(log[0]) and log[9][
@@ -261,11 +313,16 @@ def test_what_is_printed(flags, tmp_path, capsys):
 
 def test_hold_out(flags, tmp_path):
     i = flags.index("--folds")
-    assert train.main([*flags[:i], "--folds", "1", *flags[i + 2 :], "--out", str(tmp_path / "a")]) == 0
+    assert (
+        train.main([*flags[:i], "--folds", "1", *flags[i + 2 :], "--out", str(tmp_path / "a")]) == 0
+    )
     rows = list(csv.DictReader((tmp_path / "a" / "oof.csv").read_text().splitlines()))
     assert len(rows) == 24 and {r["fold"] for r in rows} == {"0"}
     m = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert len(m["folds"]) == 1 and sum(m["per_label"]["joy"][k] for k in ("tp", "fp", "fn", "tn")) == 24
+    assert (
+        len(m["folds"]) == 1
+        and sum(m["per_label"]["joy"][k] for k in ("tp", "fp", "fn", "tn")) == 24
+    )
 
 
 @pytest.mark.parametrize("extra", [
@@ -276,12 +333,19 @@ def test_every_option_trains(flags, tmp_path, extra, bert):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", DeprecationWarning)
-        assert train.main([*flags, "--folds", "2", *extra, "--fold", "0", "--out", str(tmp_path / "a")]) == 0
-    log = [json.loads(x) for x in (tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()]
+        assert (
+            train.main(
+                [*flags, "--folds", "2", *extra, "--fold", "0", "--out", str(tmp_path / "a")]
+            )
+            == 0
+        )
+    log = [
+        json.loads(x) for x in (tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()
+    ]
     assert log[1]["train_loss"] < log[0]["train_loss"] and math.isfinite(log[1]["val_loss"])
     old, new = (
-        M.load_encoder(str(bert)).state_dict(),
-        M.load_encoder(str(tmp_path / "a" / "fold_0")).state_dict(),
+        load_encoder(str(bert)).state_dict(),
+        load_encoder(str(tmp_path / "a" / "fold_0")).state_dict(),
     )
     frozen = [n for n in old if "embeddings" in n or "layer.0." in n]
     assert all(torch.equal(old[n], new[n]) for n in frozen) == ("--freeze" in extra)
@@ -294,68 +358,124 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
     rows = make_rows(60)
     for r in rows:
         r[3] = "0"  # fear never
-    seen = []
-    real = train.train_step
-    monkeypatch.setattr(train, "train_step", lambda *a: seen.append(a[5]) or real(*a))
-    i = flags.index("--train")
-    argv = [
-        *flags[:i],
-        *flags[i + 2 :],
-        "--train",
-        str(write_csv(tmp_path / "t.csv", rows)),
-        "--pos-weight",
-        "--fold",
-        "0",
-    ]
-    assert train.main([*argv, "--out", str(tmp_path / "a")]) == 0
-    assert seen[0][1] == 1 and seen[0].isfinite().all() and seen[0][0] > 1
+    seen, real = [], train.F.binary_cross_entropy_with_logits
+
+    def bce(logits, target, pos_weight, reduction):
+        seen.append(pos_weight)
+        return real(logits, target, pos_weight=pos_weight, reduction=reduction)
+
+    monkeypatch.setattr(train.F, "binary_cross_entropy_with_logits", bce)
+    path = str(write_csv(tmp_path / "t.csv", rows))
+    argv = [*flags, "--train", path, "--pos-weight", "--fold", "0", "--out", str(tmp_path / "a")]
+    assert train.main(argv) == 0
+    fold = np.array([int(x) for x in folds_of(path)])
+    y = read_table(path, LABELS, None).labels[fold != 0]
+    assert seen[0][1] == 1 and seen[0].isfinite().all()
+    assert seen[0][0] == pytest.approx((len(y) - y[:, 0].sum()) / y[:, 0].sum())
+    # Validation is judged by the same loss: all calls have the weights.
+    assert all(torch.equal(w, seen[0]) for w in seen)
 
 
-def test_the_head_starts_at_each_labels_share(flags, tmp_path):
-    job = train.prepare(parse(Config, flags), None, train.fast.Ranks())
-    model = train.make_model(job, 1)
-    share = job.table.labels[job.fold != 1].mean(0)  # of the rows this fold trains on, no others
-    assert torch.allclose(torch.sigmoid(model.head.bias), torch.from_numpy(share))
+def folds_of(path, folds=3, seed=42):
+    data = read_table(path, LABELS, None)
+    return train.assign_folds(data.labels, data.hashes, folds, seed)
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["--pos-weight"], ["--loss", "focal"], ["--label-smoothing", "0.2"]]
+)
+def test_val_loss_is_the_trainings_own_criterion(extra, flags, tmp_path):
+    """Recomputed from oof.npy: the printed loss is that of the held-out rows, by the same formula."""
+    argv = [*flags, *extra, "--fold", "0", "--keep", "last", "--out", str(tmp_path / "a")]
+    assert train.main(argv) == 0
+    path = flags[flags.index("--train") + 1]
+    fold, y = folds_of(path), read_table(path, LABELS, None).labels
+    names = {"--pos-weight": {"pos_weight": True}, "--loss": {"loss": "focal"}}
+    names["--label-smoothing"] = {"label_smoothing": 0.2}
+    criterion = train.make_criterion(config(**names[extra[0]] if extra else {}), y[fold != 0])
+    p = torch.from_numpy(np.load(tmp_path / "a" / "fold_0" / "oof.npy"))
+    loss = criterion(torch.logit(p.double()), torch.from_numpy(y[fold == 0]).double()).mean()
+    log = (tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["val_loss"] == pytest.approx(float(loss), rel=1e-3)
+
+
+def test_the_head_starts_at_each_labels_share(bert, train_csv):
+    labels = read_table(train_csv, LABELS, None).labels
+    c, ids = config(labels=LABELS), np.arange(30)
+    model = M.build_model(str(bert), c, labels, ids)
+    share = torch.from_numpy(labels.mean(0))
+    assert torch.allclose(torch.sigmoid(model.head.bias), share)
     model.head = torch.nn.Sequential(
         torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5)
     )  # a fork's
     model.start_at(torch.tensor([0.001, 0.25, 0.5, 0.75, 0.999]))
     assert torch.allclose(torch.sigmoid(model.head[2].bias)[1:4], torch.tensor([0.25, 0.5, 0.75]))
-    balanced = train.make_model(
-        train.prepare(parse(Config, [*flags, "--pos-weight"]), None, train.fast.Ranks()), 1
-    )
+    balanced = M.build_model(str(bert), dataclasses.replace(c, pos_weight=True), labels, ids)
     assert balanced.head.bias.abs().max() < 0.5  # there all labels count as equally frequent
 
 
-@pytest.mark.parametrize("ema", ["0", "0.99"])
-def test_token_rows_that_never_occur_are_saved_as_training_them_would(ema, flags, tmp_path, monkeypatch):
-    """They get no gradient but decay, and the running mean follows that."""
+def test_the_head_starts_from_the_rows_to_train_on(flags, tmp_path, monkeypatch):
+    seen, real = [], train.build_model
+    monkeypatch.setattr(train, "build_model", lambda *a: seen.append(a[2]) or real(*a))
+    assert train.main([*flags, "--fold", "1", "--out", str(tmp_path / "a")]) == 0
+    path = flags[flags.index("--train") + 1]
+    y = read_table(path, LABELS, None).labels
+    assert np.array_equal(seen[0], y[folds_of(path) != 1])
+
+
+def test_token_rows_that_never_occur_keep_their_pretrained_values(
+    flags, tmp_path, bert, monkeypatch
+):
+    """The others are trained as with the whole table: without decay the saved weights are the same."""
     rows = [[i, "a dog" if "1" in y[:2] else "the rain", *y] for i, _, *y in make_rows(60)]
-    rows = [[i, f"{text} {WORDS[int(i) % 9]} {WORDS[int(i) // 9]}", *y] for i, text, *y in rows]
-    argv = [*flags, "--train", str(write_csv(tmp_path / "t.csv", rows)), "--weight-decay", "0.5"]
-    argv, saved = [*argv, "--ema", ema, "--fold", "0"], []
-    for shrunk in (True, False):
-        out = tmp_path / str(shrunk)
-        with monkeypatch.context() as m:
-            if not shrunk:
-                m.setattr(train.fast, "shrinkable", lambda *a: False)
-            assert train.main([*argv, "--out", str(out)]) == 0
-        saved.append(M.load_encoder(str(out / "fold_0")).state_dict())
-    assert all(torch.allclose(p, saved[1][n], rtol=0, atol=1e-7) for n, p in saved[0].items())
+    rows = [[i, f"{t} {WORDS[int(i) % 9]} {WORDS[int(i) // 9]}", *y] for i, t, *y in rows]
+    argv = [*flags, "--train", str(write_csv(tmp_path / "t.csv", rows)), "--fold", "0"]
+    saved = {}
+    for decay in ("0", "0.5"):
+        for whole in (False, True):
+            out = tmp_path / f"{decay}{whole}"
+            with monkeypatch.context() as m:
+                if whole:
+                    m.setattr(M, "use_token_table", lambda *a: None)
+                assert train.main([*argv, "--weight-decay", decay, "--out", str(out)]) == 0
+            saved[decay, whole] = load_encoder(str(out / "fold_0")).state_dict()
+    name = "embeddings.word_embeddings.weight"
+    before = load_encoder(str(bert)).state_dict()[name]
+    for decay in ("0", "0.5"):
+        few, all_ = saved[decay, False], saved[decay, True]
+        still = (few[name] == before).all(1)
+        assert 0 < still.sum() < len(before) - 5
+        moved = not torch.equal(all_[name][still], before[still])
+        assert moved == (decay == "0.5")  # in the whole table decay alone moves them
+        assert all(
+            torch.allclose(p, all_[n], rtol=0, atol=1e-7) for n, p in few.items() if n != name
+        )
+        assert torch.allclose(few[name][~still], all_[name][~still], rtol=0, atol=1e-7)
 
 
 def test_fp16_that_never_takes_a_step_is_said(flags, tmp_path, capsys, monkeypatch):
-    real = train.loss_per_row
+    real = train.make_criterion
     argv = [*flags, "--fold", "0", "--precision", "fp16", "--epochs", "1", "--out"]
-    assert train.main([*argv, str(tmp_path / "a")]) == 0 and "overflowed" not in capsys.readouterr().err
-    monkeypatch.setattr(train, "loss_per_row", lambda *a: 1e20 * real(*a))
+    said = "fold 0: fp16 overflowed in every step of epoch 1"
+
+    def criteria(change):
+        def make(*args):
+            criterion = real(*args)
+            return lambda logits, y: change(criterion(logits, y), logits.requires_grad)
+
+        monkeypatch.setattr(train, "make_criterion", make)
+
+    assert train.main([*argv, str(tmp_path / "a")]) == 0
+    assert "overflowed" not in capsys.readouterr().err
+    criteria(lambda loss, training: 1e20 * loss if training else loss)
     assert train.main([*argv, str(tmp_path / "b")]) == 0
-    assert "fold 0: fp16 overflowed in every step of epoch 1" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     # gradients that are not finite at any scale: after some 160 steps the scale itself is 0
-    monkeypatch.setattr(train, "loss_per_row", lambda *a: real(*a) + (0 * real(*a)).sqrt())
-    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=1e-44))
+    criteria(lambda loss, training: loss + (0 * loss).sqrt() if training else loss)
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=1e-44)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     assert train.main([*argv, str(tmp_path / "c")]) == 0
-    assert "fold 0: fp16 overflowed in every step of epoch 1" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_a_slash_after_the_model_is_no_other_model(flags, tmp_path, capsys):
@@ -367,50 +487,18 @@ def test_a_slash_after_the_model_is_no_other_model(flags, tmp_path, capsys):
 
 def test_patience_stops_early(flags, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9, 0.9, 0.9])
-    real = train.judge
+    real = train.Progress.row
 
-    def judge(*a):
-        row, p = real(*a)
-        return {**row, "macro_f1": next(scores)}, p
+    def row(*a):
+        return {**real(*a), "macro_f1": next(scores)}
 
-    monkeypatch.setattr(train, "judge", judge)
-    assert (
-        train.main([*flags, "--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(tmp_path / "a")])
-        == 0
-    )
-    done = json.loads((tmp_path / "a" / "fold_0" / "DONE.json").read_text())
-    assert (
-        done["best"]["epoch"] == 0
-        and len((tmp_path / "a" / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
-    )
-
-
-def test_the_mean_of_the_weights_is_what_is_judged_and_kept(flags, tmp_path, monkeypatch):
-    """The saved encoder equals the running mean recomputed from the weights after each step; --ema 0 keeps the last."""
-    for ema in ("0.9", "0"):
-        history = []
-        real = train.Fold.update_mean
-
-        def spy(fold, real=real, history=history):
-            history.append([p.detach().clone() for p in fold.weights()])
-            real(fold)
-
-        monkeypatch.setattr(train.Fold, "update_mean", spy)
-        monkeypatch.setattr(train, "better", lambda row, best: row["epoch"] == 1)
-        out = tmp_path / ema
-        assert train.main([*flags, "--fold", "0", "--ema", ema, "--out", str(out)]) == 0
-        kept = [p.detach() for p in M.EmotionClassifier.load(out / "fold_0", 5, "mean").parameters()]
-        if ema == "0":
-            mean = history[-1]
-        else:
-            start = train.make_model(train.prepare(parse(Config, flags), None, train.fast.Ranks()), 0)
-            mean = [p.detach().clone() for p in start.parameters()]
-            for t, weights in enumerate(history, 1):
-                decay = min(0.9, (1 + t) / (10 + t))
-                mean = [m * decay + w * (1 - decay) for m, w in zip(mean, weights, strict=True)]
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, mean, strict=True))
-        assert ema == "0" or not torch.allclose(kept[-2], history[-1][-2], atol=1e-4)
-        monkeypatch.undo()
+    monkeypatch.setattr(train.Progress, "row", row)
+    out = tmp_path / "a"
+    more = ["--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(out)]
+    assert train.main([*flags, *more]) == 0
+    done = json.loads((out / "fold_0" / "DONE.json").read_text())
+    assert done["best"]["epoch"] == 0
+    assert len((out / "fold_0" / "log.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_last_epoch_can_be_kept(flags, tmp_path, monkeypatch):
@@ -421,23 +509,32 @@ def test_the_last_epoch_can_be_kept(flags, tmp_path, monkeypatch):
         assert json.loads((out / "fold_0" / "DONE.json").read_text())["best"]["epoch"] == epoch
 
 
-def test_rate_and_epochs_follow_the_encoder_and_the_rows(bert, tmp_path):
+def test_rate_and_epochs_follow_the_encoder_and_the_rows(flags, tmp_path, capsys):
     """Left out: 3 epochs at 3e-4 for a small encoder and few rows, at 1.5e-4 from 1,000 rows on; 4 at 5e-5 for a large one."""
+    small = 22_000_000
 
-    def chosen(rows: int, small: int) -> tuple:
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(train, "SMALL", small)
-            path = write_csv(tmp_path / "t.csv", make_rows(rows))
-            c = train.prepare(parse(Config, ["--model", str(bert), "--train", str(path)]), None, None).config
-            return c.epochs, c.lr
+    def chosen(parameters: int, rows: int) -> tuple:
+        encoder = SimpleNamespace(num_parameters=parameters, max_positions=None, layers=6)
+        data = Table([], [], [], None, "text")
+        data.ids = ["x"] * rows
+        c = Config().resolved(encoder, data, "cpu", "fp32")
+        return c.lr, c.epochs
 
-    assert (
-        chosen(60, 10**6) == (3, 3e-4) and chosen(1000, 10**6) == (3, 1.5e-4) and chosen(60, 10) == (4, 5e-5)
-    )
+    assert chosen(small, 999) == (3e-4, 3)
+    assert chosen(small, 1000) == (1.5e-4, 3)
+    assert chosen(50_000_000, 10) == (5e-5, 4)
+    i = flags.index("--train")
+    argv = [*flags[:2], *flags[i : i + 2], "--folds", "2", "--fold", "0", "--out"]
+    assert train.main([*argv, str(tmp_path / "a")]) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (config["lr"], config["epochs"]) == (3e-4, 3)
+    assert "lr 0.0003 | epochs 3" in capsys.readouterr().out
 
 
 def test_duplicates_never_straddle_folds(flags, tmp_path):
-    rows = make_rows(60) + [[f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))]
+    rows = make_rows(60) + [
+        [f"d{i}", f"  {r[1].upper()} ", *r[2:]] for i, r in enumerate(make_rows(60))
+    ]
     i = flags.index("--train")
     assert (
         train.main(
@@ -452,7 +549,9 @@ def test_duplicates_never_straddle_folds(flags, tmp_path):
         )
         == 0
     )
-    fold = [r["fold"] for r in csv.DictReader((tmp_path / "a" / "oof.csv").read_text().splitlines())]
+    fold = [
+        r["fold"] for r in csv.DictReader((tmp_path / "a" / "oof.csv").read_text().splitlines())
+    ]
     assert fold[:60] == fold[60:] and len(set(fold)) == 3
 
 
@@ -466,7 +565,12 @@ def test_default_run_folder_is_found_again(flags, tmp_path, monkeypatch, capsys)
     )
     assert train.main([*flags, "--seed", "1"]) == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
-    again = ["--config", str(tmp_path / "runs" / first[0] / "config.json"), "--out", str(tmp_path / "b")]
+    again = [
+        "--config",
+        str(tmp_path / "runs" / first[0] / "config.json"),
+        "--out",
+        str(tmp_path / "b"),
+    ]
     assert train.main(again) == 0
     assert outputs(tmp_path / "b") == outputs(tmp_path / "runs" / first[0])
 

@@ -1,0 +1,125 @@
+"""The command line: flags from a dataclass, and --config under them.
+
+Nothing here imports torch, so that `--help` and a mistyped flag answer at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+import typing
+from pathlib import Path
+from typing import Literal
+
+from config import Config
+from support.errors import UserError, exit_codes
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} - python {self.prog} --help lists the flags")
+
+
+def parse(kind: type, argv: list[str] | None = None):
+    """`kind` from the command line, over --config FILE.json, over the defaults; all of it checked.
+
+    UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan too).
+    """
+    given = vars(_parser(kind).parse_args(argv))
+    values = _read_config(given.pop("config")) if "config" in given else {}
+    known = [f.name for f in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise UserError(
+            f"--config: unknown keys {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    config = kind(**(values | given))
+    for f in dataclasses.fields(kind):
+        _check(f, getattr(config, f.name))
+    if kind is Config and config.fold is not None and config.fold >= config.folds:
+        numbers = f"folds are numbered from 0 to {config.folds - 1}"
+        raise UserError(f"--fold {config.fold}: {numbers}")
+    return config
+
+
+def _parser(kind: type) -> Parser:
+    parser = Parser(
+        allow_abbrev=False, description=kind.__doc__, argument_default=argparse.SUPPRESS
+    )
+    for f in dataclasses.fields(kind):
+        type_, choices, _ = _plain(f.type)
+        text, default = f.metadata["help"], f.default_factory()
+        shown = " ".join(default) if isinstance(default, list) else default
+        if default is not None and type_ is not bool:
+            text += f" (default: {shown})"
+        many = {"nargs": "+", "metavar": f.name.rstrip("s").upper()}
+        of_kind = {bool: {"action": argparse.BooleanOptionalAction}, list: many}
+        one = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
+        names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
+        parser.add_argument(*names, help=text.replace("%", "%%"), **of_kind.get(type_, one))
+    if kind is Config:
+        parser.add_argument(
+            "--config", metavar="FILE", help="config.json of a run; flags go before"
+        )
+    return parser
+
+
+def _plain(hint) -> tuple[type, tuple | None, bool]:
+    """What a field may be: its plain type, the choices of a Literal, and whether also None."""
+    optional = type(None) in typing.get_args(hint)
+    hint = typing.get_args(hint)[0] if optional else hint
+    if typing.get_origin(hint) is Literal:
+        return str, typing.get_args(hint), optional
+    return typing.get_origin(hint) or hint, None, optional
+
+
+def _check(f: dataclasses.Field, value) -> None:
+    (type_, choices, optional), low, high = _plain(f.type), f.metadata["low"], f.metadata["high"]
+    if value is None and optional:
+        return
+    if type(value) is not type_ and (type(value), type_) != (int, float):  # JSON writes 1.0 as 1
+        raise UserError(f"{flag(f.name)} must be {type_.__name__}, got {value!r:.40}")
+    if choices and value not in choices:
+        raise UserError(f"{flag(f.name)} must be one of {', '.join(choices)}, got {value!r:.40}")
+    if low is not None and not low <= value <= high:  # false for nan as well
+        raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
+    for text in {str: [value], list: value}.get(type_, []):
+        if not _usable(text, may_be_blank=f.name == "text"):
+            raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
+    if f.name == "labels":
+        wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text"))
+        if wrong or not value:
+            what = ", ".join(wrong) or "none"
+            raise UserError(f"--labels: {what} - name each label once, and none id, fold or text")
+
+
+def _usable(text, may_be_blank: bool) -> bool:
+    """Whether it is a str of UTF-8; names are not empty and hold no NUL either."""
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return may_be_blank or text != "" and "\0" not in text
+
+
+def _read_config(path: str) -> dict:
+    try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("no such file")
+        return {**json.loads(Path(path).read_text(encoding="utf-8-sig"))}
+    except (OSError, TypeError, ValueError, RecursionError) as e:
+        what = f"not readable as JSON, or no JSON object ({e})"
+        raise UserError(f"--config {path}: {what}") from None
+
+
+def check_flags(kind: type) -> None:
+    """For a script's first lines: --help and a mistyped flag answer before torch is imported."""
+    if code := exit_codes(lambda argv: parse(kind, argv) and 0)():
+        sys.exit(code)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # no traceback of the imports
+        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))

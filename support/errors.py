@@ -1,0 +1,115 @@
+"""How a command ends: one-line errors, exit codes, signals. Nothing here imports torch."""
+
+import functools
+import os
+import re
+import signal
+import sys
+
+
+def rank_and_size() -> tuple[int, int]:
+    """torchrun's number of this process, and of how many; clusters set these variables too."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    size = max(1, int(size)) if size.isdecimal() else 1
+    return int(rank) if size > 1 and rank.isdecimal() else 0, size
+
+
+LEADS = rank_and_size()[0] == 0  # the process that prints, writes and heeds signals
+
+
+class UserError(Exception):
+    """What the user can mend, in one line. Exit code 2; 1 when a run that had begun can't go on."""
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(" ".join(str(message).split()))
+        self.code = code
+
+
+class Interrupted(SystemExit):
+    """A signal came; exit code 128 + its number. No `except Exception` takes it for an error."""
+
+
+def warn(message: str) -> None:
+    if LEADS:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def exit_codes(main):
+    """Wrap a `main(argv) -> int`: what the user can mend is one `error:` line and an exit code."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+        for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run on an ASCII terminal
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        # Nothing forks after a tokenizer was used, so that its threads are safe.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks the network
+        os.environ["MPLBACKEND"] = "agg"  # a notebook's may be unknown to the matplotlib here
+        try:
+            return main(argv)
+        except (Interrupted, UserError, OSError, RuntimeError, MemoryError) as e:
+            line, code = _ending(e)
+            if code is None or debug and not isinstance(e, (Interrupted, BrokenPipeError)):
+                raise
+            if line:
+                print(line, file=sys.stderr, flush=True)
+            return code
+
+    return wrapped
+
+
+def _ending(e: BaseException) -> tuple[str, int | None]:
+    """The line to print (empty: another rank prints it) and the exit code; None for a bug."""
+    goes_on = "the same command goes on from here"
+    if isinstance(e, BrokenPipeError):  # `| head` has read enough; the rest goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"stopped: nobody reads the output - {goes_on}", 128 + signal.SIGPIPE
+    if isinstance(e, Interrupted):
+        name = signal.Signals(e.code - 128).name
+        return f"stopped: by {name} - {goes_on}" if LEADS else "", e.code
+    if isinstance(e, OSError):  # a file that may not be read, a full disk behind stdout
+        e = UserError(f"{e.filename or 'output'}: {e.strerror or e}")
+    if isinstance(e, UserError):
+        # One rank of a machine says what is wrong with the input, each what goes wrong in a run.
+        says = LEADS or e.code == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+        return f"error: {e}" if says else "", e.code
+    what = " ".join(str(e).split())[:200]
+    full = "out of memory|allocate memory|ALLOC_FAILED|Invalid buffer size"
+    if isinstance(e, MemoryError) or re.search(full, what):
+        mend = "free some, and the same command goes on; to train anew, a smaller --batch-size"
+        mend += " with a larger --accumulate takes equal steps"
+        return f"error: out of memory ({what}) - {mend}", 1
+    return ("", None) if LEADS else (f"rank {os.environ['RANK']}: {what}", 1)
+
+
+class Signals:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or with `hold` at the next `check()`.
+
+    A second signal leaves at once; no file can be half-written by it.
+    """
+
+    def __init__(self):
+        self.got, self.hold, self.old = 0, False, {}
+
+    def __enter__(self) -> "Signals":
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(s) is not signal.SIG_IGN:  # nohup's stay ignored
+                self.old[s] = signal.signal(s, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for s, old in self.old.items():
+            signal.signal(s, old)
+
+    def _handle(self, signum, frame) -> None:
+        if self.got:
+            os._exit(128 + signum)
+        self.got = signum
+        if not self.hold:
+            self.check(True)
+
+    def check(self, heed: bool = LEADS) -> None:
+        if self.got and heed:
+            raise Interrupted(128 + self.got)

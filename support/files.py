@@ -1,0 +1,164 @@
+"""Files that are there whole or not at all, their checksums, and locks between processes."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from support.errors import UserError
+
+GOES_ON = "make room or mend the path; the same command then goes on"
+_umask = os.umask(0)
+os.umask(_umask)
+
+
+@contextlib.contextmanager
+def writing(path: Path, mend: str = GOES_ON, code: int = 1):
+    """Whatever goes wrong in writing `path`, in one line: libraries disguise a full disk."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        why = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
+        raise UserError(f"{path}: can't be written ({why}) - {mend}", code) from e
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Give a finished file its name: contents on disk, mode by the umask, renamed, name on disk."""
+    os.chmod(temporary, 0o666 & ~_umask)  # safetensors writes 0600
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    place = os.open(path.parent, os.O_RDONLY)
+    os.fsync(place)
+    os.close(place)
+
+
+@contextlib.contextmanager
+def atomic_write(folder: Path, of: str = ""):
+    """A temporary folder (.tmp-<of>...). When the block ends well, its files move into `folder`."""
+    new = {"prefix": f".tmp-{of}", "dir": folder, "ignore_cleanup_errors": True}
+    with writing(folder), tempfile.TemporaryDirectory(**new) as temporary:
+        yield Path(temporary)
+        for name in sorted(os.listdir(temporary)):
+            commit(Path(temporary, name), folder / name)
+
+
+def sweep(folder: Path, everything: bool = False, of: str = "") -> None:
+    """Remove what dead processes left half-written, or all but the lock. Call it under the lock."""
+    with writing(folder):
+        for path in folder.iterdir():
+            if path.name.startswith(f".tmp-{of}") or everything and path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False):
+    """True while this process holds the lock, else False. It is freed when its holder dies."""
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        f, free = open(path, "ab"), True  # noqa: SIM115
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+    with f:  # closing the file frees it
+        yield free
+
+
+# Reading and writing
+
+
+def write_json(path: Path, value: dict, seal: bool = False) -> None:
+    """With `seal` the value carries a checksum of its own, which `read_json` then asks for."""
+    value = {**value, "sha256": json_sha256(value)} if seal else value
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_write(path.parent, path.name) as temporary:
+        (temporary / path.name).write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, sealed: bool = False) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if (
+            not isinstance(value, dict)
+            or sealed
+            and value.pop("sha256", None) != json_sha256(value)
+        ):
+            raise ValueError("not what was written")
+        return value
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path}: missing or damaged") from e
+
+
+def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
+    """An array whose dtype is of `kind`; nothing is unpickled. UserError for anything else."""
+    try:
+        with open(path, "rb") as f:
+            array = np.lib.format.read_array(f, allow_pickle=False)
+        if array.dtype.kind != kind:
+            raise ValueError(f"holds {array.dtype}")
+        return array
+    except (
+        Exception
+    ) as e:  # numpy parses the header as Python: a damaged one raises nearly anything
+        mend = "use the one that train.py wrote"
+        raise UserError(f"{path}: not an array of {what} ({str(e)[:80]}) - {mend}") from None
+
+
+# Checksums
+
+
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(*paths: str | Path):
+    """The paths' checksums; UserError if one is another at the end of the block."""
+    before = list(map(file_sha256, paths))
+    yield before
+    for path, sha256 in zip(paths, before, strict=True):
+        if file_sha256(path) != sha256:
+            why = "changed while it was read - the same command begins anew"
+            raise UserError(f"{path}: {why}", 1)
+
+
+def json_sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def describe(folder: Path, names: list[str] | None = None) -> dict:
+    """Size and sha256 of these files of `folder` (or of all), for `differing` to compare."""
+    paths = [folder / name for name in names or sorted(os.listdir(folder))]
+    return {p.name: {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in paths}
+
+
+def differing(folder: Path, files: dict) -> str | None:
+    """The first of the files that is not as `describe` found it, and how; None when all are."""
+    for path, want in ((folder / name, want) for name, want in files.items()):
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != want["size"]:
+            return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
+        if file_sha256(path) != want["sha256"]:
+            return f"{path}: damaged (its sha256 differs)"
+
+
+def damage(folder: Path, key: str) -> str | None:
+    """What is wrong with a folder that DONE.json says is finished; None when all is well."""
+    try:
+        done = read_json(folder / "DONE.json", sealed=True)
+    except UserError as e:
+        return str(e)
+    if done["run"] != key or f"fold_{done.get('fold')}" not in (folder.name, "fold_None"):
+        return f"{folder}: belongs to another run or fold"
+    return differing(folder, done["files"])

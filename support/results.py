@@ -1,0 +1,94 @@
+"""A finished run as predict.py reads it: found, checked, its settings and thresholds."""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import HERE, Config
+from support.csvfile import check_file
+from support.errors import UserError, warn
+from support.files import damage, file_sha256, read_json, read_npy
+from support.run import Run
+
+
+def find_run(folder: str | None) -> Run:
+    """The run of this folder, or the one in runs/ that finished last; every file of it checked."""
+    if not folder:
+        done = Path("runs").glob("*/DONE.json")
+        done = [p for p in done if not p.parent.match("*.old[0-9]*")]
+        if not done:
+            mend = "train one first (python train.py), or name its folder with --run"
+            raise UserError(f"no finished run in runs/ - {mend}")
+        folder = max(done, key=lambda p: p.stat().st_mtime_ns).parent
+        print(f"run {folder} (finished last of {len(done)})")
+    path = Path(folder)
+    if not os.path.isdir(path):
+        raise UserError(f"--run {path}: no such run folder - give one that train.py made")
+    run, again = Run(path), "run the same train.py command again; it"
+    missing = ", ".join(f"fold {k}" for k in run.missing())
+    if missing or not (path / "DONE.json").exists():
+        raise UserError(f"{path}: {missing or 'DONE.json'} is missing - {again} goes on")
+    for part in (path, *map(run.fold, range(run.folds))):
+        if wrong := damage(part, run.key):
+            raise UserError(f"{wrong} - {again} redoes what is damaged")
+    code = {n.removeprefix("code."): sha for n, sha in run.same.items() if n.startswith("code.")}
+    now = {name: (HERE / name).is_file() and file_sha256(HERE / name) for name in code}
+    if other := [name for name, sha in code.items() if now[name] != sha]:
+        warn(f"{path}: made by other code than this ({', '.join(other)}) - scores may differ")
+    return run
+
+
+def read_settings(run: Run, device: str, precision: str) -> Config:
+    known = {f.name for f in dataclasses.fields(Config)}
+    settings = read_json(run.path / "config.json") | {"device": device, "precision": precision}
+    return Config(**{name: value for name, value in settings.items() if name in known})
+
+
+def read_platt(run: Run, labels: list[str]) -> np.ndarray:
+    """(2, C): slope and shift of each label's logits."""
+    table = read_json(run.path / "metrics.json")["per_label"]
+    return np.array([table[name]["platt"] for name in labels]).T
+
+
+def fits_in_memory(run: Run, device: str) -> bool:
+    """Whether all folds take less than half of the memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device == "cuda":
+        memory = torch.cuda.mem_get_info()[0]
+    return 2 * sum(p.stat().st_size for p in run.path.glob("fold_*/model.safetensors")) < memory
+
+
+def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarray:
+    """float32 (C,) from a number, a path as given or inside the run; None: the run's own th.npy."""
+    with contextlib.suppress(TypeError, ValueError):  # None, or a path
+        if not 0 <= (number := float(given)) <= 1:
+            raise UserError(f"--thresholds {given}: a threshold lies between 0 and 1")
+        return np.full(len(labels), number, dtype=np.float32)
+    here, inside = Path(given or run.path / "th.npy"), run.path / (given or "th.npy")
+    what = "--thresholds: a th.npy that train.py wrote, here or in the run, or a number such as 0.5"
+    path = check_file(here if os.path.exists(here) else inside, what)
+    if path == here and inside.is_file() and file_sha256(inside) != file_sha256(here):
+        both = f"{here} and {inside} differ - give the whole path of the one you mean"
+        raise UserError(f"--thresholds {given}: {both}")
+    th, mend = read_npy(path, "f", "thresholds"), "use the run's own th.npy"
+    if th.shape != (len(labels),):
+        raise UserError(f"{path}: shape {th.shape}, but the run has {len(labels)} labels - {mend}")
+    for name, value in zip(labels, th, strict=True):
+        if not 0 <= value <= 1:  # nan as well
+            raise UserError(
+                f"{path}: the threshold of {name} is {value} - it must lie between 0 and 1"
+            )
+    beside = path.resolve().with_suffix(".json")
+    origin = read_json(beside) if beside.is_file() else {}
+    if (theirs := origin.get("labels", labels)) != labels:
+        raise UserError(f"{path}: its labels are {theirs}, the run's are {labels} - {mend}")
+    if not origin and not np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds")):
+        order = f"taken in the order {', '.join(labels)}"
+        warn(f"{path}: no {beside.name} says whose thresholds; {order}")
+    elif origin and origin.get("run") != run.key:
+        warn(f"{path}: these thresholds were chosen for another run")
+    return th.astype(np.float32)

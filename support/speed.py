@@ -1,0 +1,135 @@
+"""What makes training fast without changing what is learned: device and autocast type.
+
+`TokenTable`: train only the rows of the token table that occur. `fast_dropout`: masks of the same
+distribution, drawn faster (CPU only).
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from support.errors import UserError
+
+
+def resolve_device(device: str, precision: str) -> tuple[str, str]:
+    """`auto` made definite: bf16 where the hardware multiplies in it, fp16 on older CUDA cards."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = next(d for d in has if has[d]) if device == "auto" else device
+    if not has[device]:
+        why = "this machine or this build of torch has none"
+        raise UserError(f"--device {device}: {why} - use --device auto")
+    if precision != "auto":
+        return device, precision
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return device, "bf16" if fast else "fp16"
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device, "bf16" if device == "cpu" and fast else "fp32"
+
+
+def autocast(device: str, precision: str):
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+class TokenTable(nn.Module):
+    """The rows of a token table that occur, looked up by the same ids as the whole table's.
+
+    The other rows get no gradient; they keep their pretrained values (weight decay included).
+    """
+
+    def __init__(self, whole: nn.Embedding, used: np.ndarray):
+        """`used`: the ids that occur, sorted. Others must not be looked up."""
+        super().__init__()
+        used = torch.from_numpy(used).long()
+        self.whole = [whole.weight.detach(), used]  # in a list: saved apart, see `whole_state`
+        self.weight = nn.Parameter(whole.weight.detach()[used])
+        row = torch.zeros(whole.num_embeddings, dtype=torch.long)
+        row[used] = torch.arange(len(used))
+        self.register_buffer("row", row, persistent=False)  # id -> row of `weight`
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(self.row[ids], self.weight)
+
+
+def use_token_table(encoder: nn.Module, ids: np.ndarray) -> int | None:
+    """Give the encoder a TokenTable of these ids. Its rows; None where it pays or works not."""
+    table, used = encoder.get_input_embeddings(), np.unique(ids)
+    places = [m for m in encoder.modules() for child in m.children() if child is table]
+    if type(table) is not nn.Embedding or len(places) != 1 or len(used) > 0.7 * len(table.weight):
+        return None
+    encoder.set_input_embeddings(TokenTable(table, used))
+    return len(used)
+
+
+def whole_state(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The encoder's state_dict with its whole token table, for saving."""
+    state = encoder.state_dict()
+    for name, module in encoder.named_modules():
+        if isinstance(module, TokenTable):
+            whole, used = module.whole
+            rows = module.weight.detach().to(whole)
+            state[f"{name}.weight"] = whole.index_copy(0, used, rows)
+    return state
+
+
+def byte_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout on the CPU with masks from numpy's SFC64; torch's own generator is serial there.
+
+    16 bits a number: p is rounded to 1/65536. The seed is drawn from torch, whose seed governs it.
+    """
+    seed = int(torch.randint(2**62, ()))
+    bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
+    mask = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(torch.from_numpy(bits).view(x.shape), round(p * 65536) - 32768, out=mask)
+    return x * mask.mul_(1 / (1 - p))
+
+
+class ByteDropout(nn.Module):
+    """nn.Dropout by `byte_dropout` while training on a CPU."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.p and x.device.type == "cpu":
+            return byte_dropout(x, self.p)
+        return nn.functional.dropout(x, self.p, self.training)
+
+
+def byte_attention(module, query, key, value, mask, dropout=0.0, scaling=None, **kwargs):
+    """transformers' SDPA; where it drops out weights on a CPU, the same sums with `byte_dropout`.
+
+    query, key, value (B, heads, T, d) -> (B, T, heads, d), None.
+    """
+    causal = mask is None and getattr(module, "is_causal", True)
+    plain = not causal and kwargs.get("position_bias") is None
+    grouped = getattr(module, "num_key_value_groups", 1) > 1
+    if not (dropout and plain and not grouped and query.device.type == "cpu"):
+        return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **kwargs)
+    scale = scaling or query.shape[-1] ** -0.5
+    weights = (query * scale) @ key.transpose(-1, -2)  # (B, heads, T, T)
+    if mask is not None and mask.dtype == torch.bool:
+        weights = weights.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        weights = weights + mask
+    weights = byte_dropout(weights.softmax(-1), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("sdpa_byte_dropout", byte_attention)
+AttentionMaskInterface.register("sdpa_byte_dropout", sdpa_mask)
+
+
+def fast_dropout(encoder: nn.Module) -> None:
+    """Use the faster masks in every nn.Dropout and, where it attends by SDPA, in its attention."""
+    for parent in list(encoder.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, ByteDropout(child.p))
+    if encoder.config._attn_implementation == "sdpa":
+        encoder.set_attn_implementation("sdpa_byte_dropout")
