@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from support.csvfile import Findings, check_columns, check_file
-from support.csvfile import parse_labels, read_frames, read_header
+from support.csvfile import check_columns, check_file, read_frames, read_header
 from support.errors import UserError
 from support.files import file_sha256
+from support.findings import Findings, parse_labels
 
 TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
 
@@ -89,7 +89,7 @@ def read_chunks(
         numbers = [str(i) for i in range(n, n + len(texts))]
         ids = frame["id"].tolist() if "id" in header else numbers
         y = parse_labels(frame, labels, findings) if complete else None
-        findings.add_texts(texts, frame.attrs["blank_lines"])
+        findings.add_rows(frame, texts, labels)
         yield Table(ids, texts, make_inputs(texts, frame), y, text_column)
         n += len(texts)
     if not n:
@@ -103,13 +103,12 @@ def read_table(path: str, labels: list[str], text_column: str | None) -> Table:
     text_column = ensure_text_column(path, header, labels, text_column, None)
     check_columns(path, header, labels)
     *_, table = read_chunks(path, text_column, labels, None, findings)
-    if findings.wrong:
-        raise UserError(findings.wrong_labels())
+    findings.check_labels(labels)
     if not len(table):
         raise UserError(f"{path}: a header and no rows - add rows to train on")
     if file_sha256(path) != sha256:
         raise UserError(f"{path}: changed while it was read - the same command reads it again")
-    findings.say(table.ids)
+    findings.say()
     return replace(table, sha256=sha256)
 
 

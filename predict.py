@@ -5,7 +5,7 @@ grow with the input; a killed call goes on at the last whole chunk. From Python:
 """
 
 from config import PredictConfig
-from support.cli import check_flags, parse
+from support.cli import check_flags, checked, parse
 from support.errors import Signals, UserError, exit_codes
 
 if __name__ == "__main__":
@@ -20,12 +20,14 @@ from tqdm import tqdm
 import metrics
 from data import DataCollator, encode, ensure_text_column, make_inputs, read_chunks
 from model import EmotionClassifier, run_over_rows, sigmoid
-from support.csvfile import Findings, check_columns, check_file, read_header
+from support.csvfile import check_columns, read_header
 from support.encoders import inspect_encoder
 from support.files import json_sha256, read_npy, unchanged
-from support.output import GrowingCSV, check_no_files, check_outputs
+from support.findings import Findings
+from support.output import GrowingCSV, check_no_files, check_paths
 from support.report import label_table
-from support.results import find_run, fits_in_memory, read_platt, read_settings, read_thresholds
+from support.results import check_texts, find_run, fits_in_memory
+from support.results import read_platt, read_settings, read_thresholds
 from support.speed import resolve_device
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
@@ -78,11 +80,12 @@ def predict_emotions(
 ) -> list[dict]:
     """{"text", "probabilities": {label: p}, "emotions": [detected]} of each text.
 
-    The arguments are the flags. Each call loads the folds anew: pass all texts at once.
+    texts: a list of str, or a column of a DataFrame. thresholds: also a list, an array or a dict by
+    label. UserError says what the command says. A call loads all folds: pass all texts at once.
     """
-    ensemble = Ensemble(run, device, precision)
+    checked(PredictConfig(run=run and str(run), device=device, precision=precision))
+    texts, ensemble = check_texts(texts), Ensemble(run, device, precision)
     names, th = ensemble.labels, read_thresholds(thresholds, ensemble.run, ensemble.labels)
-    texts = [texts] if isinstance(texts, str) else list(texts)
     p, rows = ensemble.predict_test(make_inputs(texts)), []
     said = ensemble.calibrated(p) if calibrate else p
     for text, found, values in zip(texts, metrics.detect(p, th), said.tolist(), strict=True):
@@ -97,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(PredictConfig, argv)
     with Signals() as signals:
         if config.text is None:
-            predict_file(config, signals)
-            return 0
+            return predict_file(config, signals)
         check_no_files(config)
         how = (config.run, config.thresholds, config.device, config.precision, config.calibrate)
         for row in predict_emotions(config.text, *how):
@@ -109,12 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def predict_file(config: PredictConfig, signals: Signals) -> None:
+def predict_file(config: PredictConfig, signals: Signals) -> int:
     """Read twice: once to check everything and count, once to predict, chunk by chunk."""
-    check_file(config.input, "--input")
     ensemble = Ensemble(config.run, config.device, config.precision)
     run, labels = ensemble.run, ensemble.labels
-    paths = check_outputs(config, ensemble.config.train)
+    paths = check_paths(config, ensemble.config.train)
     th = read_thresholds(config.thresholds, run, labels)
     with unchanged(config.input, run.path / "DONE.json") as before:
         column, n, scored = survey(config, ensemble)
@@ -122,29 +123,30 @@ def predict_file(config: PredictConfig, signals: Signals) -> None:
         how = [ensemble.config.device, ensemble.config.precision, column, config.calibrate, CHUNK]
         key = json_sha256([before, th.tolist(), how, *map(str, paths)])
         out = GrowingCSV(paths, labels, n, key)
-        counts, exact = out.progress or (np.zeros((4, len(labels)), int), 0)
-        counts, begun = np.array(counts), out.chunks
-        chunks = read_chunks(config.input, column, labels, CHUNK, Findings(config.input))
+        counts, exact, begun = np.array(out.progress[0]), out.progress[1], out.chunks
+        chunks = read_chunks(config.input, column, labels, CHUNK, Findings(config.input, True))
         bar = {"total": -(-n // CHUNK), "initial": begun, "unit": "chunk", "disable": None}
         for table in tqdm(itertools.islice(chunks, begun, None), **bar):
             p = ensemble.predict_test(table.inputs, signals.check, say=out.chunks == begun)
             found = metrics.detect(p, th)
             if scored:
-                counts += metrics.confusion(table.labels, found)
-                exact += int((table.labels == found).all(1).sum())
+                rows = ~np.isnan(table.labels).any(1)  # those marked -1 are not scored
+                counts += metrics.confusion(table.labels[rows], found[rows])
+                exact += int((table.labels[rows] == found[rows]).all(1).sum())
             said = ensemble.calibrated(p) if config.calibrate else p
             out.append(table.ids, [counts.tolist(), exact], found, said)
     out.finish()
-    if scored and n:
+    if scored and (n := counts[:, 0].sum()):
         print(label_table(metrics.table_from_counts(counts, th, labels)))
         scores = metrics.shown(metrics.scores_from_counts(counts, exact / n))
         print(" | ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+    return 0
 
 
 def survey(config: PredictConfig, ensemble: Ensemble) -> tuple[str, int, bool]:
     """Text column, rows, whether every row has sound labels; warns of what looks wrong."""
     path, labels, scored = config.input, ensemble.labels, True
-    header, findings, prefer = read_header(path), Findings(path), ensemble.config.text_column
+    header, findings, prefer = read_header(path), Findings(path, True), ensemble.config.text_column
     column = ensure_text_column(path, header, labels, config.text_column, prefer)
     check_columns(path, header, labels, required=False)
     for table in read_chunks(path, column, labels, CHUNK, findings):

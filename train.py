@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import functools
 import math
+import shlex
 import sys
 
 import numpy as np
@@ -292,7 +293,7 @@ def summarise(config: Config, data, fold_of_row: np.ndarray, run: Run) -> None:
     more = (
         "" if config.train == Config().train else " --input new.csv"
     )  # the sample has its own test file
-    print(f"done: {run.path} | next: python predict.py --run {run.path}{more}")
+    print(f"done: {run.path} | next: python predict.py --run {shlex.quote(str(run.path))}{more}")
 
 
 if __name__ == "__main__":

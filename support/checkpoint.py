@@ -18,6 +18,7 @@ from support.files import atomic_write, describe, file_sha256, write_json
 from support.run import Run
 
 STATE_EVERY = 600.0  # seconds between states within an epoch
+SAY_EVERY = 60.0  # seconds between lines within an epoch, where no progress bar is shown
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -65,6 +66,14 @@ class Progress:
         """`steps`: the row numbers of each step of the epoch, also of those that are done."""
         self.steps, self.first, self.clock = steps, self.step, time.monotonic()
 
+    def line(self) -> str:
+        """How far the epoch is: step, loss, rows per second, time left."""
+        seconds, done = time.monotonic() - self.clock, self.steps[self.first : self.step]
+        rate, loss = sum(map(len, done)) / seconds, float(self.losses[self.step - 1, 0])
+        left = sum(map(len, self.steps[self.step :])) / rate
+        where = f"fold {self.fold} epoch {self.epoch + 1}: step {self.step} of {len(self.steps)}"
+        return f"{where} | loss {loss:.4f} | {rate:.0f} rows/s | {left / 60:.1f} minutes left"
+
     def end_of_steps(self, taken: int) -> None:
         """After the epoch's steps: their mean loss, and rows per second."""
         self.check_finite()
@@ -108,7 +117,7 @@ class Checkpoint:
         self.run, self.k, self.signals, self.ranks = run, k, signals, ranks
         self.folder, self.progress = run.fold(k), progress
         self.state = {**state, "progress": progress}
-        self.saved_at = time.monotonic()
+        self.saved_at = self.said_at = time.monotonic()
 
     def load(self) -> None:
         """Go on from state.pt, if there is one."""
@@ -132,6 +141,9 @@ class Checkpoint:
         p, both = self.progress, torch.stack([loss, norm])
         p.losses[p.step] = self.ranks.sum(both) / self.ranks.size
         p.step += 1
+        if not sys.stderr.isatty() and time.monotonic() - self.said_at > SAY_EVERY:
+            print(p.line(), flush=True)
+            self.said_at = time.monotonic()
         self.signals.check()
         if time.monotonic() - self.saved_at > STATE_EVERY:
             self.save()

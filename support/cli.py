@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import typing
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -38,12 +39,21 @@ def parse(kind: type, argv: list[str] | None = None):
         raise UserError(
             f"--config: unknown keys {', '.join(unknown)}; known are {', '.join(known)}"
         )
-    config = kind(**(values | given))
-    for f in dataclasses.fields(kind):
-        _check(f, getattr(config, f.name))
+    config = checked(kind(**(values | given)))
+    if kind is Config:  # names that look alike are alike
+        labels = [unicodedata.normalize("NFC", name.strip()) for name in config.labels]
+        if labels != config.labels:
+            config = checked(dataclasses.replace(config, labels=labels))
     if kind is Config and config.fold is not None and config.fold >= config.folds:
         numbers = f"folds are numbered from 0 to {config.folds - 1}"
         raise UserError(f"--fold {config.fold}: {numbers}")
+    return config
+
+
+def checked(config):
+    """The same settings; UserError for a wrong type or a value out of range."""
+    for f in dataclasses.fields(config):
+        _check(f, getattr(config, f.name))
     return config
 
 
@@ -121,5 +131,7 @@ def check_flags(kind: type) -> None:
     """For a script's first lines: --help and a mistyped flag answer before torch is imported."""
     if code := exit_codes(lambda argv: parse(kind, argv) and 0)():
         sys.exit(code)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # no traceback of the imports
+    alone = "ipykernel" not in sys.modules  # in a notebook the handler would end its kernel
+    if alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # No traceback of the imports.
         signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))

@@ -7,16 +7,13 @@ import contextlib
 import csv
 import difflib
 import gzip
+import itertools
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from support.errors import UserError, warn
 
-TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses long texts
 
 
@@ -39,6 +36,36 @@ def check_file(path: str | Path, what: str) -> Path:
 
 
 # Reading
+
+# What other formats begin with: their name, and what makes a CSV of them.
+XLSX = 'pandas.read_excel("FILE").to_csv("new.csv", index=False), or save it as CSV'
+FORMATS = {
+    b"PK\x03\x04": ("a zip or Excel file", f"unpack it; of Excel's: {XLSX}"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel file", XLSX),
+    b"\x1f\x8b": ("a gzip file", "name it .csv.gz"),
+    b"BZh": ("a bzip2 file", "unpack it: bunzip2 FILE"),
+    b"\xfd7zXZ": ("an xz file", "unpack it: unxz FILE"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it: unzstd FILE"),
+    b"7z\xbc\xaf": ("a 7z file", "unpack it"),
+    b"PAR1": ("a Parquet file", 'pandas.read_parquet("FILE").to_csv("new.csv", index=False)'),
+    b"ARROW1": ("a Feather file", 'pandas.read_feather("FILE").to_csv("new.csv", index=False)'),
+    b"\x80\x04\x95": ("a pickle", "save it as CSV where it was made"),
+    b"SQLite format": ("an SQLite file", "export the table as CSV"),
+    b"%PDF": ("a PDF", "export the table as CSV"),
+    b"{": ("JSON", 'pandas.read_json("FILE", lines=True).to_csv("new.csv", index=False)'),
+    b"[": ("JSON", 'pandas.read_json("FILE").to_csv("new.csv", index=False)'),
+    b"<": ("HTML or XML", "download the CSV itself, not a page about it"),
+}
+
+
+def check_format(path: Path) -> None:
+    """UserError for a file that isn't what its name says, by its first bytes."""
+    with open(path, "rb") as f:
+        start = f.read(16)
+    for magic, (name, mend) in FORMATS.items():
+        gzipped = magic == b"\x1f\x8b" and path.name.endswith(".gz")
+        if start.removeprefix(b"\xef\xbb\xbf").startswith(magic) and not gzipped:
+            raise UserError(f"{path}: is {name}, no CSV - {mend.replace('FILE', path.name)}")
 
 
 def _open(path: str, errors: str = "strict"):
@@ -79,12 +106,12 @@ def _fault(path: str, width: int) -> UserError:
 
 def read_header(path: str) -> list[str]:
     """The column names, stripped. UserError for an empty file, a doubled name, another format."""
-    check_file(path, "a CSV")
+    check_format(check_file(path, "a CSV"))
     if (header := next(_records(path), None)) is None:
         raise UserError(f"{path}: the file is empty - it needs a header and rows")
     if not any(header):
         raise UserError(f"{path}:1: the header is empty")
-    header = [name.strip("\ufeff \t") for name in header]
+    header = [unicodedata.normalize("NFC", name.strip("\ufeff \t")) for name in header]
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         why = "stands twice in the header - rename or remove one"
         raise UserError(f"{path}:1 column {twice[0]!r}: {why}")
@@ -107,9 +134,29 @@ def check_columns(path: str, header: list[str], labels: list[str], required: boo
     if missing and required:
         found = f"the columns are {', '.join(map(repr, header))[:300]}"
         mend = "name yours" if len(missing) == len(labels) else "add it, or name others"
+        if near := difflib.get_close_matches(missing[0], header, 1, 0.8):
+            mend = f"did you mean {near[0]!r}? Name it"
+        elif len(missing) == len(labels) and (lines := split_labels(path, header)):
+            raise UserError(f"{path}:1: {lacks}, but label names in one column - split it: {lines}")
         raise UserError(f"{path}:1: {lacks}; {found} - {mend} with --labels")
     if len(labels) > len(missing) > 0:
         warn(f"{path}: {lacks} - no scores are printed")
+
+
+def split_labels(path: str, header: list[str]) -> str | None:
+    """The pandas that makes 0/1 columns of a column of label names, where there is such a one."""
+    rows = [row for row in itertools.islice(_records(path), 1, 300) if len(row) == len(header)]
+    for j, name in enumerate(header):
+        cells = [row[j] for row in rows]
+        sep = next((s for s in "#|;," if any(s in cell for cell in cells)), "|")
+        names = {n.strip(" []'\"") for cell in cells for n in cell.split(sep)} - {""}
+        few = 1 < len(names) <= max(2, len(cells) // 2) and max(map(len, names)) <= 40
+        if few and name != "id":
+            read = f'df = pandas.read_csv("{Path(path).name}", dtype=str, keep_default_na=False)'
+            clean = '.str.replace(r"[]\'\\[ ]", "", regex=True)' if "[" in cells[0] else ""
+            dummies = f'df["{name}"]{clean}.str.get_dummies("{sep}")'
+            drop = f'df.drop(columns="{name}")'
+            return f'{read}; {drop}.join({dummies}).to_csv("new.csv", index=False)'
 
 
 def read_frames(path: str, header: list[str], rows: int | None):
@@ -140,63 +187,3 @@ def read_frames(path: str, header: list[str], rows: int | None):
                 yield frame
     except (ValueError, csv.Error, OSError, EOFError, gzip.zlib.error):
         raise _fault(path, more) from None
-
-
-# What is odd
-
-
-def is_blank(text: str) -> bool:
-    """Whether there is nothing to see: white space, control and format characters alone."""
-    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
-
-
-class Findings:
-    """What is odd in a file, counted while it is read and said once."""
-
-    def __init__(self, path: str):
-        self.path, self.rows, self.blank_lines, self.texts = path, 0, 0, Counter()
-        self.wrong, self.first_wrong = 0, []  # label cells that are not 0/1; row, label and value
-
-    def add_texts(self, texts: list[str], blank_lines: int) -> None:
-        self.rows, self.blank_lines = self.rows + len(texts), self.blank_lines + blank_lines
-        self.texts["are blank; they are kept"] += sum(map(is_blank, texts))
-        nul = sum("\0" in text for text in texts)
-        self.texts["hold NUL characters; the tokenizer drops them"] += nul
-
-    def add_known(self, hashes: np.ndarray, seen: np.ndarray) -> None:
-        words = "are among those this run was trained on; scores on them are too good"
-        self.texts[words] += int(np.isin(hashes, seen).sum())
-
-    def say(self, ids: list[str] = ()) -> None:
-        said = {"blank line(s) skipped": self.blank_lines}
-        said["ids occur more than once"] = len(ids) - len(set(ids))
-        said |= {f"of {self.rows} texts {words}": n for words, n in self.texts.items()}
-        if self.wrong:
-            row, name, _ = self.first_wrong[0]
-            first = f"(first: row {row}, {name})"
-            said[f"label cells are not 0/1 {first} - no scores are printed"] = self.wrong
-        for words, count in said.items():
-            if count:
-                warn(f"{self.path}: {count} {words}")
-        if not self.rows:
-            warn(f"{self.path}: no rows; the output is a header alone")
-
-    def wrong_labels(self) -> str:
-        (row, name, value), *others = self.first_wrong
-        rows = ", ".join(dict.fromkeys(str(r) for r, _, _ in others if r != row))
-        more = (f"; also row {rows}" if rows else "") + f"; {self.wrong} cells in all"
-        what = f"must be 0 or 1 ({value[:40]!r}{more if self.wrong > 1 else ''})"
-        return f"{self.path}:{row} column {name!r}: {what} - write 0 or 1 in each cell"
-
-
-def parse_labels(frame, labels: list[str], findings: Findings) -> np.ndarray | None:
-    """float32 (N, C); None, and the cells in `findings`, where one is not 0 or 1."""
-    y = frame[labels].apply(lambda cells: cells.str.strip().str.lower().map(TRUTH))
-    y = y.to_numpy(np.float32)
-    if not np.isnan(y).any():
-        return y
-    wrong = np.argwhere(np.isnan(y))
-    for i, j in wrong[: 5 - len(findings.first_wrong)]:
-        cell = int(frame.index[i]), labels[j], frame[labels[j]].iloc[i]
-        findings.first_wrong.append(cell)
-    findings.wrong += len(wrong)

@@ -4,15 +4,19 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import json
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
@@ -27,6 +31,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spm.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model"),
 )
+DAMAGED = (json.JSONDecodeError, UnicodeDecodeError, EOFError)
 warn_once = functools.cache(warn)  # each fold loads the encoder
 
 
@@ -39,6 +44,12 @@ def find_encoder(name: str) -> str:
     if name == BUNDLED and not os.path.exists(name):
         return bundled_encoder()
     if os.path.isdir(name):
+        if Path(name, "env.json").is_file() and not Path(name, "head.safetensors").is_file():
+            fold = shlex.quote(str(Path(name, "fold_0")))
+            raise unfit(name, f"is a run - name one of its folds: --model {fold}")
+        if Path(name, "adapter_config.json").is_file():
+            mend = "merge it first: PeftModel's merge_and_unload(), then save_pretrained"
+            raise unfit(name, f"the folder holds an adapter (adapter_config.json) - {mend}")
         if not Path(name, "config.json").is_file():
             why = "the folder holds no config.json - give a folder saved by save_pretrained"
             raise unfit(name, why)
@@ -84,8 +95,14 @@ def plain_errors(name: str):
             raise unfit(name, why) from e
         if os.path.isdir(name) or not isinstance(e, OSError):
             why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
-            why = f"can't be loaded ({type(e).__name__}: {why}) - use a sound copy"
-            raise unfit(name, why) from e
+            mend = "give a folder as save_pretrained writes it, or another encoder"
+            if isinstance(e, (*DAMAGED, UnpicklingError, SafetensorError)) or "JSON" in why:
+                mend = "use a sound copy"
+            elif isinstance(e, ImportError):
+                mend = "install what it names"
+            elif "model_type" in why:
+                mend = 'add "model_type" to its config.json'
+            raise unfit(name, f"can't be loaded ({type(e).__name__}: {why}) - {mend}") from e
         off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         where = (
             "in the Hub cache, and HF_HUB_OFFLINE is set" if off else "on the Hub or in its cache"
@@ -175,6 +192,12 @@ def load_encoder(path: str) -> nn.Module:
         options |= skeleton(config)[1]
         encoder, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
     if lacking := [k for k in info["missing_keys"] if "pooler" not in k]:
+        others = set(info["unexpected_keys"])
+        for key in others:
+            prefix = key.removesuffix(lacking[0])
+            if key != prefix and prefix and {prefix + k for k in lacking} <= others:
+                why = f"its weights are named {prefix!r} before {lacking[0]} ..."
+                raise unfit(path, f"{why} - save the model inside: model.{prefix}save_pretrained()")
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
         why = f"{lacks} - config.json and the weights file belong to different models"
         raise unfit(path, why)
@@ -187,8 +210,9 @@ def load_encoder(path: str) -> nn.Module:
 def check_weights(info: EncoderInfo, dataset) -> None:
     """Read the weights, note their sha256, and run them on the shortest and the longest text.
 
-    UserError for weights that are not finite and for an encoder that needs more than text. A
-    warning for one that heeds padding (FNet, ConvBERT, YOSO).
+    UserError for weights that are not finite, for an encoder that needs more than text, and for a
+    model in which later words don't reach earlier ones. A warning for one that heeds padding
+    (FNet, ConvBERT, YOSO).
     """
     encoder, sha = load_encoder(info.path), hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
@@ -203,7 +227,17 @@ def check_weights(info: EncoderInfo, dataset) -> None:
     n = len(texts[0])
     with plain_errors(info.name), torch.inference_mode():
         alone = encoder(input_ids=ids[:1, :n], attention_mask=mask[:1, :n]).last_hidden_state[0]
+        if len(alone) != n:
+            raise unfit(info.name, f"it gives {len(alone)} vectors for {n} tokens - use another")
         beside = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :n]
+        long = ids[1:, : len(texts[1])]
+        other = torch.cat([long[:, :-1], (long[:, -1:] + 1) % len(info.tokenizer)], 1)
+        ones = torch.ones_like(long)
+        pair = (encoder(input_ids=x, attention_mask=ones) for x in (long, other))
+        before, after = (output.last_hidden_state[0, :-1] for output in pair)
+    if before.numel() and (before - after).abs().max() <= 1e-6 * before.abs().max():
+        why = f"in {info.kind} a later word doesn't reach an earlier one, as in text generators"
+        raise unfit(info.name, f"{why} - use an encoder such as BERT or DeBERTa")
     if (gap := float((alone - beside).abs().max() / alone.abs().max())) > 1e-4:
         what = f"padding moves this encoder's vectors by up to {gap:.2%}"
         what += " - scores of a text change with the texts beside it"

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -21,7 +22,7 @@ class UserError(Exception):
     """What the user can mend, in one line. Exit code 2; 1 when a run that had begun can't go on."""
 
     def __init__(self, message: str, code: int = 2):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
         self.code = code
 
 
@@ -34,6 +35,12 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "true",  # its threads are safe: nothing forks after they were used
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # else transformers asks the network for one
+}
+
+
 def exit_codes(main):
     """Wrap a `main(argv) -> int`: what the user can mend is one `error:` line and an exit code."""
 
@@ -43,12 +50,11 @@ def exit_codes(main):
         for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run on an ASCII terminal
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        # Nothing forks after a tokenizer was used, so that its threads are safe.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks the network
-        os.environ["MPLBACKEND"] = "agg"  # a notebook's may be unknown to the matplotlib here
+        before = {name: os.environ.get(name) for name in ENVIRONMENT}
+        os.environ.update({name: before[name] or value for name, value in ENVIRONMENT.items()})
         try:
-            return main(argv)
+            with warnings.catch_warnings():
+                return main(argv)
         except (Interrupted, UserError, OSError, RuntimeError, MemoryError) as e:
             line, code = _ending(e)
             if code is None or debug and not isinstance(e, (Interrupted, BrokenPipeError)):
@@ -56,6 +62,10 @@ def exit_codes(main):
             if line:
                 print(line, file=sys.stderr, flush=True)
             return code
+        finally:  # a notebook's session goes on
+            for name, value in before.items():
+                os.environ.pop(name)
+                os.environ.update({name: value} if value is not None else {})
 
     return wrapped
 
@@ -104,6 +114,8 @@ class Signals:
             signal.signal(s, old)
 
     def _handle(self, signum, frame) -> None:
+        if self.got and "ipykernel" in sys.modules:  # a notebook's kernel is not ours to end
+            raise KeyboardInterrupt
         if self.got:
             os._exit(128 + signum)
         self.got = signum

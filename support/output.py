@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from config import PredictConfig
+from support.csvfile import check_file
 from support.errors import UserError, warn
 from support.files import commit, locked, read_json, sweep, write_json, writing
+
+
+ENDINGS = (".csv", ".csv.gz", ".tsv")
 
 
 def check_no_files(config: PredictConfig) -> None:
@@ -25,11 +29,13 @@ def check_no_files(config: PredictConfig) -> None:
             raise UserError(f"--{name}: {why}")
 
 
-def check_outputs(config: PredictConfig, train: str) -> list[Path]:
-    """The files to write: submission and, if asked for, probabilities. UserError if unusable.
+def check_paths(config: PredictConfig, train: str) -> list[Path]:
+    """The files to write: submission and, if asked for, probabilities. UserError if unusable, or
+    without an input.
 
     `train`: the CSV that the run was trained on.
     """
+    check_file(config.input, "--input")
     paths = [Path(os.path.realpath(p)) for p in (config.output, config.probabilities) if p]
     files = [*paths, *(Path(f"{p}.part") for p in paths), Path(f"{paths[0]}.part.json")]
     run = Path(os.path.realpath(config.run or "runs"))
@@ -37,7 +43,7 @@ def check_outputs(config: PredictConfig, train: str) -> list[Path]:
     different = "input, --thresholds, --output and --probabilities must be different files"
     for path in files:
         same = any(os.path.exists(path) and os.path.samefile(path, p) for p in read)
-        named = path not in paths or path.name.endswith((".csv", ".csv.gz"))
+        named = path not in paths or path.name.endswith(ENDINGS)
         of_run = path.name in ("oof.csv", "errors.csv") or not named
         folder, special = path.parent, os.path.lexists(path) and not os.path.isfile(path)
         for wrong, where, words in (
@@ -50,6 +56,11 @@ def check_outputs(config: PredictConfig, train: str) -> list[Path]:
             (special, path, "not a regular file - name a file to write to"),
             (not os.path.isdir(folder), folder, "no such folder - make it first"),
             (not os.access(folder, os.W_OK), folder, "not writable - choose another folder"),
+            (
+                path in paths and not named,
+                path,
+                "name it .csv, .csv.gz or .tsv: no other is written",
+            ),
         ):
             if wrong:
                 raise UserError(f"{where}: {words}")
@@ -58,26 +69,28 @@ def check_outputs(config: PredictConfig, train: str) -> list[Path]:
     return paths
 
 
-def csv_text(rows: Iterable[list]) -> str:
+def csv_text(rows: Iterable[list], delimiter: str = ",") -> str:
     """Rows as CSV that reads back the same: a lone carriage return wants quotes everywhere."""
     rows, text = list(rows), io.StringIO()
     bare = any("\r" in x for row in rows for x in row if isinstance(x, str))
     quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    options = {"lineterminator": "\n", "quoting": quoting, "delimiter": delimiter}
+    csv.writer(text, **options).writerows(rows)
     return text.getvalue()
 
 
-def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool) -> str:
+def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool, delimiter=","):
     """Rows of id and values (0/1, or probabilities to 9 digits) as CSV text."""
     cell = int if values.dtype == bool else "{:.9g}".format
     rows = ([i, *map(cell, row)] for i, row in zip(ids, values.tolist(), strict=True))
-    return csv_text([["id", *labels], *rows] if header else rows)
+    return csv_text([["id", *labels], *rows] if header else rows, delimiter)
 
 
 class GrowingCSV:
     """Files that grow as <name>.part, with a note of how far they are whole; renamed at the end.
 
-    `chunks` are done; `progress` is what the caller noted with the last of them, at first None.
+    `chunks` are done. `progress`: what was scored in them, `metrics.confusion`'s counts (4, C) and
+    the number of rows with every label right.
     """
 
     def __init__(self, paths: list[Path], labels: list[str], rows: int, key: str):
@@ -95,8 +108,9 @@ class GrowingCSV:
                 mend = "wait for it, or choose another --output"
                 raise UserError(f"{path}: another predict.py is writing it - {mend}")
         sweep(self.note.parent, of=self.note.name)
+        start = [[[0] * len(labels)] * 4, 0]
         nothing = [[0, hashlib.sha256().hexdigest()]] * len(paths)
-        notes = [{"key": key, "chunks": 0, "done": 0, "progress": None, "written": nothing}]
+        notes = [{"key": key, "chunks": 0, "done": 0, "progress": start, "written": nothing}]
         with contextlib.suppress(UserError):  # no note, or a damaged one: from the first row
             notes.insert(0, read_json(self.note, sealed=True))
         for note in (note for note in notes if note["key"] == key):
@@ -111,7 +125,8 @@ class GrowingCSV:
     def append(self, ids: list[str], progress, *values: np.ndarray) -> None:
         """Add one chunk's values to each file, on disk before the note says so."""
         for path, part, v, h in zip(self.paths, self.parts, values, self.sums, strict=False):
-            raw = to_csv(ids, v, self.labels, self.chunks == 0).encode()
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            raw = to_csv(ids, v, self.labels, self.chunks == 0, delimiter).encode()
             raw = gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw
             h.update(raw)
             with writing(path), open(part, "ab") as f:

@@ -3,6 +3,7 @@
 y and pred (N, C), p (N, C), th (C,): out-of-fold rows; `pred` is the cross-fitted verdict.
 """
 
+import os
 import warnings
 from collections import Counter
 
@@ -125,12 +126,13 @@ def write_likely_errors(folder, data, rows: np.ndarray, fold, y, p, names: list[
 
 def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], title: str) -> None:
     """Six panels: losses, macro-F1, precision-recall, F1 per label, reliability, co-occurrence."""
+    backend = os.environ.pop("MPLBACKEND", None)  # a notebook's may be unknown here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    os.environ.update({"MPLBACKEND": backend} if backend else {})
     # $: matplotlib reads mathematics; one name of 300 letters would leave no room for the axes
     names = [name[:24].replace("$", r"\$") for name in names]
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # labels in a script the font lacks
     figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     losses, f1s, curves, bars, calibration, pairs = axes = figure.subplots(2, 3).ravel()
@@ -152,7 +154,9 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, loc="best")
-    figure.savefig(f, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # labels in a script the font lacks
+        figure.savefig(f, format="png", metadata={"Software": None})
 
 
 def draw_epochs(losses, f1s, log: list[dict]) -> None:

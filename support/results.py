@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ def find_run(folder: str | None) -> Run:
     path = Path(folder)
     if not os.path.isdir(path):
         raise UserError(f"--run {path}: no such run folder - give one that train.py made")
+    if (path / "head.safetensors").is_file():
+        raise UserError(
+            f"--run {path}: is one fold of a run - give --run {shlex.quote(str(path.parent))}"
+        )
+    if inside := sorted(p.parent.name for p in path.glob("*/env.json")):
+        raise UserError(
+            f"--run {path}: is no run - name one of those in it: {', '.join(inside[:9])}"
+        )
     run, again = Run(path), "run the same train.py command again; it"
     missing = ", ".join(f"fold {k}" for k in run.missing())
     if missing or not (path / "DONE.json").exists():
@@ -62,8 +71,34 @@ def fits_in_memory(run: Run, device: str) -> bool:
     return 2 * sum(p.stat().st_size for p in run.path.glob("fold_*/model.safetensors")) < memory
 
 
-def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarray:
-    """float32 (C,) from a number, a path as given or inside the run; None: the run's own th.npy."""
+def check_texts(texts) -> list[str]:
+    """A str, a list of str or a Series as a list; UserError with the place of what is no str."""
+    texts = [texts] if isinstance(texts, str) else texts
+    texts = texts.tolist() if type(texts).__name__ == "Series" else texts
+    if not isinstance(texts, (list, tuple)):
+        mend = "give a list of str, or one column, such as df['text']"
+        raise UserError(f"texts: is a {type(texts).__name__} - {mend}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            mend = "give '' for a blank text" if text is None or text != text else "give a str"
+            raise UserError(f"texts[{i}]: is {text!r:.40}, a {type(text).__name__} - {mend}")
+    return list(texts)
+
+
+def read_thresholds(given, run: Run, labels: list[str]) -> np.ndarray:
+    """float32 (C,) from a number, a path as given or inside the run; None: the run's own th.npy.
+
+    From Python also a list, an array, or a dict by label.
+    """
+    if isinstance(given, dict):
+        if set(given) != set(labels):
+            raise UserError(f"thresholds: are for {sorted(given)}, the run's labels are {labels}")
+        given = [given[name] for name in labels]
+    if isinstance(given, (list, tuple, np.ndarray)):
+        try:
+            return check_thresholds("thresholds", np.array(given, dtype=np.float64), labels)
+        except (TypeError, ValueError):
+            raise UserError(f"thresholds: {given!r:.40} are no numbers") from None
     with contextlib.suppress(TypeError, ValueError):  # None, or a path
         if not 0 <= (number := float(given)) <= 1:
             raise UserError(f"--thresholds {given}: a threshold lies between 0 and 1")
@@ -74,21 +109,26 @@ def read_thresholds(given: str | None, run: Run, labels: list[str]) -> np.ndarra
     if path == here and inside.is_file() and file_sha256(inside) != file_sha256(here):
         both = f"{here} and {inside} differ - give the whole path of the one you mean"
         raise UserError(f"--thresholds {given}: {both}")
-    th, mend = read_npy(path, "f", "thresholds"), "use the run's own th.npy"
-    if th.shape != (len(labels),):
-        raise UserError(f"{path}: shape {th.shape}, but the run has {len(labels)} labels - {mend}")
-    for name, value in zip(labels, th, strict=True):
-        if not 0 <= value <= 1:  # nan as well
-            raise UserError(
-                f"{path}: the threshold of {name} is {value} - it must lie between 0 and 1"
-            )
+    th = check_thresholds(path, read_npy(path, "f", "thresholds"), labels)
     beside = path.resolve().with_suffix(".json")
     origin = read_json(beside) if beside.is_file() else {}
     if (theirs := origin.get("labels", labels)) != labels:
-        raise UserError(f"{path}: its labels are {theirs}, the run's are {labels} - {mend}")
+        what = f"its labels are {theirs}, the run's are {labels}"
+        raise UserError(f"{path}: {what} - use the run's own th.npy")
     if not origin and not np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds")):
         order = f"taken in the order {', '.join(labels)}"
         warn(f"{path}: no {beside.name} says whose thresholds; {order}")
     elif origin and origin.get("run") != run.key:
         warn(f"{path}: these thresholds were chosen for another run")
+    return th
+
+
+def check_thresholds(where, th: np.ndarray, labels: list[str]) -> np.ndarray:
+    if th.shape != (len(labels),):
+        mend = f"the run has {len(labels)} labels - use the run's own th.npy"
+        raise UserError(f"{where}: shape {th.shape}, but {mend}")
+    for name, value in zip(labels, th, strict=True):
+        if not 0 <= value <= 1:  # nan as well
+            what = f"the threshold of {name} is {value}"
+            raise UserError(f"{where}: {what} - it must lie between 0 and 1")
     return th.astype(np.float32)

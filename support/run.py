@@ -64,7 +64,10 @@ class Run:
     @staticmethod
     def place(config: Config, data_sha256: str, parameters: int) -> Path:
         """The run folder of a command. UserError for one that can't be used, before any work."""
-        name = f"{Path(config.model).name}-{json_sha256([config.identity, data_sha256])[:8]}"
+        identity = config.identity
+        if os.path.isdir(config.model):  # however its path is written
+            identity["model"] = os.path.realpath(config.model)
+        name = f"{Path(config.model).name}-{json_sha256([identity, data_sha256])[:8]}"
         path = Path(config.out or Path("runs", name))
         # Once, as another process may be making the run.
         names = os.listdir(path) if os.path.isdir(path) else []
@@ -172,6 +175,8 @@ def rename_away(path: Path) -> None:
 def start_run(path: Path, config: Config, data, info: EncoderInfo, ranks, argv) -> Run:
     """Make the run folder, or find the run in it. UserError where another run is in it."""
     same = {f"settings.{k}": v for k, v in config.identity.items()}
+    if os.path.isdir(config.model):  # wherever it lies: its checksum counts
+        del same["settings.model"]
     same |= {f"code.{name}": sha256 for name, sha256 in code_sha256().items()}
     same |= {f"versions.{p.__name__}": p.__version__ for p in PACKAGES}
     same |= {"versions.python": platform.python_version(), "threads": torch.get_num_threads()}

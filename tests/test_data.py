@@ -21,7 +21,7 @@ from data import (
     text_hashes,
     token_batches,
 )
-from support.csvfile import Findings, is_blank
+from support.findings import Findings, is_blank
 from support.errors import UserError
 
 

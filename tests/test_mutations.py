@@ -26,7 +26,7 @@ import predict
 import train
 from support import encoders
 from support.cli import flag
-from support.csvfile import TRUTH
+from support.findings import TRUTH
 from support.run import Run
 
 PIECES = [b'"', b'""', b",", b"\n", b"\r", b"\r\n", b"\n\n", b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3", b"\xed\xa0\x80", "😀é\u2028\u0085\u200b".encode(),

@@ -308,7 +308,8 @@ def test_a_head_of_other_code_is_refused(run, test_csv, change, names, capsys):
     with pytest.raises(UserError, match=re.escape(words)):
         M.EmotionClassifier.load(run / "fold_1", 5, "mean")
     assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
-    assert capsys.readouterr().err == f"error: {words}\n" and not os.path.exists("submission.csv")
+    said = f"error: {words} - use the code it was trained with\n"
+    assert capsys.readouterr().err == said and not os.path.exists("submission.csv")
 
 
 def test_what_is_read_beside_the_text_is_read_everywhere(flags, tmp_path, monkeypatch, capsys):

@@ -44,7 +44,7 @@ os.chdir(code)
 sys.path.insert(0, code)
 torch.set_num_threads(1)
 import data, predict, train
-from support import csvfile, report
+from support import findings, report
 
 assert Path(train.__file__).parent == Path(data.__file__).parent == Path(code)
 os.fsync = lambda handle: None
@@ -65,7 +65,7 @@ assert predict.main([*how, "--text", text, f"{topic}: {text}"]) == 0
 print("=== fold 0 alone")
 ensemble = predict.Ensemble("run", "cpu", "fp32")
 ensemble.run.folds = 1
-found = csvfile.Findings(csv["train"])
+found = findings.Findings(csv["train"])
 table = next(data.read_chunks(csv["train"], "text", [], None, found))
 np.save("fold_0.npy", ensemble.predict_test(table.inputs))
 

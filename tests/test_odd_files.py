@@ -1,0 +1,475 @@
+"""What people bring and would get a wrong answer for without a word. python -m pytest tests/test_odd_files.py"""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import transformers as T
+from conftest import LABELS, make_rows, make_tokenizer, write_csv
+from safetensors.torch import load_file, save_file
+
+import predict
+import train
+from support import checkpoint, encoders
+from support.errors import UserError
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+GENERATORS = {
+    "gpt2": T.GPT2Config(vocab_size=34, n_embd=32, n_layer=2, n_head=2, n_positions=64),
+    "opt": T.OPTConfig(vocab_size=34, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=2, word_embed_proj_dim=32, max_position_embeddings=64),
+    "llama": T.LlamaConfig(vocab_size=34, num_key_value_heads=2, **SMALL),
+    "qwen2": T.Qwen2Config(vocab_size=34, num_key_value_heads=2, **SMALL),
+    "bert as a decoder": T.BertConfig(vocab_size=34, is_decoder=True, max_position_embeddings=64, **SMALL),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path: str, delimiter: str = ",") -> list[list[str]]:
+    with open(path, encoding="utf-8", newline="") as f:
+        return list(csv.reader(f, delimiter=delimiter))
+
+
+def error(capsys) -> str:
+    """The one `error:` line."""
+    err = capsys.readouterr().err
+    lines = [x for x in err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    return lines[0]
+
+
+# Columns of 0 and 1 that nobody named
+
+
+def six(header: list[str]) -> Path:
+    rows = [[*r[:2], *r[2:], str(int(i % 3 == 0))] for i, r in enumerate(make_rows(30))]
+    return write_csv(Path("six.csv"), rows, header)
+
+
+def test_a_sixth_column_of_labels_is_refused_until_someone_says_what_it_is(bert, capsys):
+    path = six(["id", "text", *LABELS, "self disgust"])
+    argv = ["--model", str(bert), "--train", str(path), "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--out", "a"]) == 2 and not Path("a").exists()
+    line = error(capsys)
+    assert "six.csv:1: 'self disgust' could be labels too" in line
+    five, more = f"--labels {' '.join(LABELS)}", f"--labels {' '.join(LABELS)} 'self disgust'"
+    assert line.endswith(f"say which: {more} or {five}")
+    for name, said in (("five", five), ("six", more)):  # both commands work as they are printed
+        assert train.main([*argv, *shlex.split(said), "--fold", "0", "--out", name]) == 0
+        labels = json.loads(Path(name, "config.json").read_text())["labels"]
+        assert labels == shlex.split(said)[1:]
+        note = "no labels, though they hold 0 and 1 alone: 'self disgust'"
+        assert (note in capsys.readouterr().out) == (name == "five")
+
+
+def test_other_columns_are_no_forgotten_labels(bert, capsys):
+    rows = [[*r, str(i % 4), "yes", ""] for i, r in enumerate(make_rows(30))]
+    path = write_csv(Path("t.csv"), rows, ["id", "text", *LABELS, "rater", "known", "note"])
+    argv = ["--model", str(bert), "--train", str(path), "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--fold", "0", "--out", "a"]) == 0
+    assert "no labels, though" not in capsys.readouterr().out
+
+
+# Rows that stand inside a text
+
+
+def swallowing(labels: bool) -> str:
+    """20 rows; the text of row 7 begins with a quote that row 11 closes."""
+    lines = ["id,text" + ",joy,anger" * labels]
+    for i in range(20):
+        text = {5: '"so happy today', 9: 'not me friend"'}.get(i, f"the dog ran {i}")
+        lines.append(f"{i},{text}" + f",{i % 2},{int(i % 3 == 0)}" * labels)
+    return "\n".join(lines) + "\n"
+
+
+def test_rows_swallowed_by_a_quote_are_said(bert, finished, capsys):
+    Path("t.csv").write_text(swallowing(True))
+    argv = ["--model", str(bert), "--train", "t.csv", "--labels", "joy", "anger", "--folds", "2"]
+    assert train.main([*argv, "--epochs", "1", "--fold", "0", "--out", "a"]) == 0
+    said = "4 rows stand inside the text of row 7, and are lost: their ids too"
+    assert f"t.csv: {said}" in capsys.readouterr().err
+    Path("n.csv").write_text(swallowing(False))
+    assert predict.main(["--run", str(finished), "--input", "n.csv"]) == 0
+    assert f"n.csv: {said}" in capsys.readouterr().err
+    assert len(read("submission.csv")) == 17
+
+
+def test_honest_line_breaks_stay_silent(bert, finished, capsys):
+    """Lists, commas, numbers: nothing that is a row of this file."""
+    texts = [
+        "one\ntwo",
+        "a list:\n1, eggs\n2, milk",
+        "so, so\nhappy, really, now, yes",
+        "\n\n\n7,8\n",
+    ]
+    rows = [[f"x{i}", texts[i % 4], *r[2:4]] for i, r in enumerate(make_rows(40))]
+    path = write_csv(Path("t.csv"), rows, ["id", "text", "joy", "anger"])
+    argv = ["--model", str(bert), "--train", str(path), "--labels", "joy", "anger", "--folds", "2"]
+    assert train.main([*argv, "--epochs", "1", "--fold", "0", "--out", "a"]) == 0
+    write_csv(Path("n.csv"), [r[:2] for r in rows], ["id", "text"])
+    assert predict.main(["--run", str(finished), "--input", "n.csv"]) == 0
+    assert "stand inside" not in capsys.readouterr().err
+
+
+# Models that are no encoders
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_text_generator_is_no_encoder(kind, train_csv, capsys):
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    config = GENERATORS[kind]
+    T.AutoModel.from_config(config).save_pretrained("m")
+    tokenizer.save_pretrained("m")
+    for pooling in ("cls", "mean"):
+        argv = ["--model", "./m", "--train", str(train_csv), "--max-length", "32"]
+        assert train.main([*argv, "--pooling", pooling, "--out", "run"]) == 2
+        assert "a later word doesn't reach an earlier one" in error(capsys)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_adapter_is_to_be_merged_first(weights, bert, train_csv, capsys):
+    shutil.copytree(bert, "m")
+    Path("m/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    Path("m/adapter_model.safetensors").write_bytes(b"x")
+    if not weights:
+        Path("m/model.safetensors").unlink()
+        Path("m/config.json").unlink()
+    assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "run"]) == 2
+    assert "the folder holds an adapter (adapter_config.json) - merge it first" in error(capsys)
+
+
+# Files under a false name
+
+
+@pytest.mark.parametrize("name", ["s.xlsx", "s.csv.zip", "s.json", "s.parquet", "s", "s.csv.bz2"])
+@pytest.mark.parametrize("flag", ["--output", "--probabilities"])
+def test_a_csv_is_not_written_under_another_name(flag, name, finished, test_csv, capsys):
+    argv = ["--run", str(finished), "--input", str(test_csv), flag, name]
+    assert predict.main(argv) == 2 and not Path(name).exists()
+    assert f"{name}: name it .csv, .csv.gz or .tsv" in error(capsys)
+
+
+def test_a_tsv_is_written_as_one(finished, test_csv):
+    argv = ["--run", str(finished), "--input", str(test_csv), "--output"]
+    assert predict.main([*argv, "s.tsv"]) == 0 and predict.main([*argv, "s.csv"]) == 0
+    tabs = read("s.tsv", "\t")
+    assert tabs == read("s.csv") and tabs[0] == ["id", *LABELS]
+
+
+# The Python call
+
+
+@pytest.mark.parametrize(
+    "texts, words",
+    [
+        (pandas.DataFrame({"text": ["a"]}), "texts: is a DataFrame - give a list of str"),
+        ({"text": "a"}, "texts: is a dict"),
+        ([["a", "b"]], "texts[0]: is ['a', 'b'], a list"),
+        (["a", None], "texts[1]: is None, a NoneType - give '' for a blank text"),
+        (["a", "b", float("nan")], "texts[2]: is nan, a float - give '' for a blank text"),
+        (pandas.Series(["a", 3]), "texts[1]: is 3, a int"),
+        (7, "texts: is a int"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_said(texts, words, finished):
+    with pytest.raises(UserError) as e:
+        predict.predict_emotions(texts, finished)
+    assert words in str(e.value)
+
+
+def test_a_column_and_a_tuple_are_texts(finished):
+    texts = ["so happy", "the dog"]
+    want = predict.predict_emotions(texts, str(finished))
+    assert predict.predict_emotions(pandas.Series(texts, index=[7, 3]), finished) == want
+    assert predict.predict_emotions(tuple(texts), finished) == want
+    assert predict.predict_emotions([], finished) == []
+
+
+def test_thresholds_from_python(finished):
+    p = list(predict.predict_emotions("so happy", finished)[0]["probabilities"].values())
+    th = [0.0, 1.0, p[2], 1.0, 0.0]
+    for given in (th, tuple(th), np.array(th), dict(zip(LABELS[::-1], th[::-1], strict=True))):
+        found = predict.predict_emotions("so happy", finished, thresholds=given)
+        assert found[0]["emotions"] == ["anger", "joy", "surprise"]
+    for given, words in (
+        (th[:4], "thresholds: shape (4,), but the run has 5 labels"),
+        ([0.5] * 4 + [2.0], "the threshold of surprise is 2.0"),
+        (["a"] * 5, "are no numbers"),
+        ({"anger": 0.5}, "thresholds: are for ['anger'], the run's labels are"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            predict.predict_emotions("so happy", finished, thresholds=given)
+
+
+@pytest.mark.parametrize("flag", [{"device": "cuda:0"}, {"precision": "bfloat16"}])
+def test_flags_from_python_are_checked_as_on_the_command_line(flag, finished, capsys):
+    (name, value) = next(iter(flag.items()))
+    with pytest.raises(UserError, match=f"--{name} must be one of .*, got '{value}'"):
+        predict.predict_emotions("x", finished, **flag)
+
+
+# Folders named one level too high or too low
+
+
+def test_a_run_where_a_fold_is_meant_and_the_reverse(finished, train_csv, capsys):
+    assert train.main(["--model", str(finished), "--train", str(train_csv), "--out", "a"]) == 2
+    line = error(capsys)
+    assert f"is a run - name one of its folds: --model {finished}/fold_0" in line
+    assert "--restart" not in line
+    assert predict.main(["--run", str(finished / "fold_0"), "--text", "x"]) == 2
+    line = error(capsys)
+    assert line.endswith(f"is one fold of a run - give --run {finished}") and "restart" not in line
+
+
+def test_a_folder_of_runs_is_no_run(finished, capsys):
+    shutil.copytree(finished, "runs/a")
+    shutil.copytree(finished, "runs/b")
+    assert predict.main(["--run", "runs", "--text", "x"]) == 2
+    assert error(capsys) == "error: --run runs: is no run - name one of those in it: a, b"
+
+
+# One reading for both programs
+
+
+def test_what_training_says_of_a_file_prediction_says_too(finished, capsys):
+    rows = [r[:2] for r in make_rows(9)] + [["00003", "twice"], ["id", "text"]]
+    write_csv(Path("n.csv"), rows, ["id", "text"])
+    assert predict.main(["--run", str(finished), "--input", "n.csv"]) == 0
+    err = capsys.readouterr().err
+    assert "n.csv: 1 ids occur more than once" in err
+    assert "n.csv: 1 rows repeat the header - remove them" in err
+
+
+# Files that are not what their name says
+
+
+@pytest.mark.parametrize(
+    "start, words",
+    [
+        (b"PK\x03\x04", "a zip or Excel file, no CSV - unpack it; of Excel's: pandas.read_excel"),
+        (b"\x1f\x8b\x08", "a gzip file, no CSV - name it .csv.gz"),
+        (b"BZh91AY", "a bzip2 file, no CSV - unpack it: bunzip2 x.csv"),
+        (b"\xfd7zXZ\x00", "an xz file, no CSV - unpack it: unxz x.csv"),
+        (b"PAR1", 'a Parquet file, no CSV - pandas.read_parquet("x.csv").to_csv'),
+        (b"SQLite format 3\x00", "an SQLite file"),
+        (b'{"id": 1}\n', 'JSON, no CSV - pandas.read_json("x.csv", lines=True)'),
+        (b"\xef\xbb\xbf[{", "JSON, no CSV"),
+        (b"<!DOCTYPE html>", "HTML or XML, no CSV - download the CSV itself"),
+    ],
+)
+def test_the_first_bytes_tell_the_format(start, words, finished, bert, capsys):
+    Path("x.csv").write_bytes(start + b"\x00\x01" * 40)
+    assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
+    assert f"x.csv: is {words}" in error(capsys)
+    assert predict.main(["--run", str(finished), "--input", "x.csv"]) == 2
+    assert f"x.csv: is {words}" in error(capsys)
+
+
+# Names that print alike
+
+
+@pytest.mark.parametrize(
+    "column, given",
+    [
+        ("A\u0308rger", "\u00c4rger"),
+        ("\u00c4rger", "A\u0308rger"),
+        ("joy ", "joy"),
+        ("joy", " joy"),
+    ],
+)
+def test_names_that_print_alike_are_alike(column, given, bert):
+    write_csv(Path("t.csv"), [r[:3] for r in make_rows(30)], ["id", "text", column])
+    argv = ["--model", str(bert), "--train", "t.csv", "--labels", given, "--folds", "2"]
+    assert train.main([*argv, "--epochs", "1", "--fold", "0", "--out", "a"]) == 0
+
+
+def test_a_near_miss_is_shown_as_it_is_written(bert, capsys):
+    write_csv(Path("t.csv"), [r[:4] for r in make_rows(30)], ["id", "text", "very  happy", "sad"])
+    argv = ["--model", str(bert), "--train", "t.csv", "--out", "a", "--labels"]
+    assert train.main([*argv, "very happy", "sad"]) == 2
+    assert "no label column very happy" in (line := error(capsys))
+    assert "did you mean 'very  happy'? Name it with --labels" in line
+
+
+# What is printed
+
+
+def test_the_next_command_works_when_it_is_pasted(bert, capsys):
+    write_csv(Path("t.csv"), make_rows(30))
+    argv = ["--model", str(bert), "--train", "t.csv", "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--out", "my runs/it's"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].split("next: python predict.py ")[1]
+    shutil.copy("t.csv", "new.csv")
+    assert predict.main(shlex.split(command)) == 0
+
+
+def test_off_a_terminal_a_line_comes_now_and_then(bert, monkeypatch, capsys):
+    write_csv(Path("t.csv"), make_rows(40))
+    argv = [
+        "--model",
+        str(bert),
+        "--train",
+        "t.csv",
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--fold",
+        "0",
+    ]
+    assert train.main([*argv, "--out", "a"]) == 0
+    assert ": step" not in capsys.readouterr().out
+    monkeypatch.setattr(checkpoint, "SAY_EVERY", -1.0)
+    assert train.main([*argv, "--batch-size", "4", "--out", "b"]) == 0
+    out = capsys.readouterr().out
+    line = r"fold 0 epoch 1: step 2 of 5 \| loss 0\.\d+ \| \d+ rows/s \| \d+\.\d minutes left\n"
+    assert len(re.findall(": step", out)) == 5 and re.search(line, out), out
+
+
+# One column of label names
+
+
+@pytest.mark.parametrize("how", ["#", "|", ";", "list", "names", "numbers"])
+def test_label_names_in_one_column_come_with_the_pandas_that_splits_them(how, bert, capsys):
+    """The lines work as they are printed, and what they write can be trained on."""
+    rows, wanted = [], []
+    for r in make_rows(40):
+        mine = [name for name, on in zip(LABELS, r[2:], strict=True) if on == "1"]
+        mine = mine[:1] or ["joy"] if how in ("names", "numbers") else mine
+        wanted.append(mine)
+        cell = str(LABELS.index(mine[0])) if how == "numbers" else how.join(mine)
+        cell = {"list": str(mine), "names": mine[0] if mine else ""}.get(how, cell)
+        rows.append([*r[:2], cell])
+    write_csv(Path("one.csv"), rows, ["id", "text", "label"])
+    argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--fold", "0", "--out", "a"]
+    assert train.main([*argv, "--train", "one.csv"]) == 2 and not Path("a").exists()
+    line = error(capsys)
+    assert "one.csv:1: no label column anger" in line and "split it: df = pandas.read_csv" in line
+    exec(line.split("split it: ")[1], {"pandas": pandas})
+    header, *found = read("new.csv")
+    names = LABELS if how != "numbers" else [str(LABELS.index(n)) for n in LABELS]
+    assert header[:2] == ["id", "text"] and set(header[2:]) <= set(names)
+    for row, mine in zip(found, wanted, strict=True):
+        on = {name for name, cell in zip(header, row, strict=True) if cell == "1"} - {"id", "text"}
+        assert on == {names[LABELS.index(n)] for n in mine}
+    assert train.main([*argv, "--train", "new.csv", "--labels", *header[2:]]) == 0
+
+
+# Weights and models that don't fit
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+def test_weights_under_a_prefix_are_named(prefix, bert, train_csv, capsys):
+    """As DataParallel, torch.compile or a wrapper of one's own save them."""
+    shutil.copytree(bert, "m")
+    weights = {prefix + k: v for k, v in load_file("m/model.safetensors").items()}
+    save_file(weights, "m/model.safetensors", {"format": "pt"})
+    assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "a"]) == 2
+    line = error(capsys)
+    assert f"its weights are named '{prefix}' before" in line and "different models" not in line
+    assert line.endswith(f"save the model inside: model.{prefix}save_pretrained()")
+
+
+def test_a_model_that_shortens_the_text_is_refused(train_csv, capsys):
+    """Funnel without its decoder gives fewer vectors than tokens."""
+    tokenizer = make_tokenizer()
+    config = T.FunnelConfig(vocab_size=len(tokenizer), block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=64)  # fmt: skip
+    T.FunnelBaseModel(config).save_pretrained("m")
+    tokenizer.save_pretrained("m")
+    saved = json.loads(Path("m/config.json").read_text())
+    assert saved["architectures"] == ["FunnelBaseModel"]
+    assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "a"]) == 2
+    error(capsys)
+
+
+def test_a_sound_copy_is_asked_for_only_where_the_file_is_damaged(
+    bert, train_csv, capsys, monkeypatch
+):
+    shutil.copytree(bert, "m")
+    raw = Path("m/model.safetensors").read_bytes()
+    Path("m/model.safetensors").write_bytes(raw[:-100])
+    argv = ["--model", "./m", "--train", str(train_csv), "--out", "a"]
+    assert train.main(argv) == 2 and error(capsys).endswith("use a sound copy")
+    Path("m/model.safetensors").write_bytes(raw)
+
+    def needs(*a, **k):
+        raise ImportError("FastTokenizer requires the sentencepiece library")
+
+    monkeypatch.setattr(encoders.AutoTokenizer, "from_pretrained", needs)
+    assert train.main(argv) == 2
+    assert "sentencepiece library) - install what it names" in error(capsys)
+
+
+def test_a_key_that_config_json_lacks_is_named(bert, train_csv, capsys):
+    shutil.copytree(bert, "m")
+    settings = json.loads(Path("m/config.json").read_text())
+    Path("m/config.json").write_text(json.dumps({"hidden_size": settings["hidden_size"]}))
+    assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "a"]) == 2
+    assert error(capsys).endswith('add "model_type" to its config.json')
+
+
+def test_a_folder_without_weights_is_no_damaged_one(bert, train_csv, capsys):
+    shutil.copytree(bert, "m")
+    Path("m/model.safetensors").unlink()
+    assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "a"]) == 2
+    assert error(capsys).endswith("give a folder as save_pretrained writes it, or another encoder")
+
+
+def test_the_same_encoder_by_another_path_is_the_same_run(bert, train_csv, capsys, monkeypatch):
+    shutil.copytree(bert, "m/bert")
+    argv = ["--train", str(train_csv), "--folds", "2", "--epochs", "1", "--fold", "0", "--model"]
+    for path in ("m/bert", "./m/bert", str(Path("m/bert").absolute()), "m/../m/bert/"):
+        assert train.main([*argv, path]) == 0
+        assert ("finished before" in capsys.readouterr().out) == (path != "m/bert")
+    assert len(list(Path("runs").iterdir())) == 1
+    shutil.move("m/bert", "elsewhere")  # with --out, wherever it lies
+    (run,) = Path("runs").iterdir()
+    assert train.main([*argv, "elsewhere", "--out", str(run)]) == 0
+    assert "finished before" in capsys.readouterr().out
+    weights = load_file("elsewhere/model.safetensors")
+    next(iter(weights.values()))[0] += 1
+    save_file(weights, "elsewhere/model.safetensors", {"format": "pt"})
+    assert train.main([*argv, "elsewhere", "--out", str(run)]) == 2
+    assert "encoder_sha256" in error(capsys)
+
+
+# Rows that are not to be scored
+
+
+def test_rows_marked_minus_one_are_left_out_of_the_scores(finished, bert, capsys):
+    """The scores printed are those of the other rows alone; every row is predicted."""
+    rows = make_rows(30, seed=2)
+    write_csv(Path("scored.csv"), rows)
+    marked = [[*r[:2], *["-1"] * 5] for r in make_rows(12, seed=3)]
+    write_csv(
+        Path("both.csv"),
+        [x for pair in zip(rows, [*marked, *[None] * 18], strict=True) for x in pair if x],
+    )
+    argv = ["--run", str(finished), "--input"]
+    assert predict.main([*argv, "scored.csv"]) == 0
+    want = capsys.readouterr().out.splitlines()[-1]
+    assert predict.main([*argv, "both.csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == want and "macro_f1" in want
+    assert "both.csv: 12 rows are not scored: all their labels are -1" in err
+    assert len(read("submission.csv")) == 1 + 42
+    write_csv(Path("none.csv"), marked)
+    assert predict.main([*argv, "none.csv"]) == 0 and "macro_f1" not in capsys.readouterr().out
+    assert train.main(["--model", str(bert), "--train", "both.csv", "--out", "a"]) == 2
+    assert "both.csv:3 column 'anger': must be 0 or 1 ('-1'" in error(capsys)
+    some = [[*r[:6], "-1"] for r in rows]  # not all labels of the row
+    write_csv(Path("some.csv"), some)
+    assert predict.main([*argv, "some.csv"]) == 0
+    assert "30 label cells are not 0/1" in capsys.readouterr().err
