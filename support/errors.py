@@ -35,12 +35,6 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "true",  # its threads are safe: nothing forks after they were used
-    "DISABLE_SAFETENSORS_CONVERSION": "1",  # else transformers asks the network for one
-}
-
-
 def exit_codes(main):
     """Wrap a `main(argv) -> int`: what the user can mend is one `error:` line and an exit code."""
 
@@ -50,8 +44,10 @@ def exit_codes(main):
         for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run on an ASCII terminal
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        before = {name: os.environ.get(name) for name in ENVIRONMENT}
-        os.environ.update({name: before[name] or value for name, value in ENVIRONMENT.items()})
+        before = dict(os.environ)
+        # Nothing forks after a tokenizer was used, so that its threads are safe.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks the network
         try:
             with warnings.catch_warnings():
                 return main(argv)
@@ -63,9 +59,8 @@ def exit_codes(main):
                 print(line, file=sys.stderr, flush=True)
             return code
         finally:  # a notebook's session goes on
-            for name, value in before.items():
-                os.environ.pop(name)
-                os.environ.update({name: value} if value is not None else {})
+            os.environ.clear()
+            os.environ.update(before)
 
     return wrapped
 

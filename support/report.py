@@ -126,11 +126,11 @@ def write_likely_errors(folder, data, rows: np.ndarray, fold, y, p, names: list[
 
 def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], title: str) -> None:
     """Six panels: losses, macro-F1, precision-recall, F1 per label, reliability, co-occurrence."""
-    backend = os.environ.pop("MPLBACKEND", None)  # a notebook's may be unknown here
+    if not os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's stays
+        os.environ.pop("MPLBACKEND", None)  # it may name one that is unknown here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    os.environ.update({"MPLBACKEND": backend} if backend else {})
     # $: matplotlib reads mathematics; one name of 300 letters would leave no room for the axes
     names = [name[:24].replace("$", r"\$") for name in names]
     figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
