@@ -27,18 +27,18 @@ class Config:
     """Train one run. --lr and --epochs, left out, follow the size of encoder and data."""
 
     # Data
-    train: str = arg(
-        str(HERE / "examples/train.csv"), "CSV with id, text and a 0/1 column per label"
-    )
+    train: str = arg(str(HERE / "examples/train.csv"), "CSV: id, text, a 0/1 column per label")
+    valid: str | None = arg(None, "CSV to choose epoch and thresholds on, instead of folds")
     labels: list[str] = arg(EMOTIONS, "the label columns")
     text_column: str | None = arg(None, "column of the text (default: text, or a usual other name)")
-    folds: int = arg(5, "cross-validation folds; 1: one stratified 80/20 hold-out", 1, 1000)
+    soft_labels: bool = arg(False, "cells are shares from 0 to 1; from 0.5 on a label counts as 1")
+    folds: int | None = arg(None, "default: 5; 1: one stratified 80/20 hold-out", 1, 1000)
+    fold_column: str | None = arg(None, "column of given folds, from 0; -1: never held out")
+    group_column: str | None = arg(None, "column whose equal cells stand in one fold (an author)")
     fold: int | None = arg(None, "train this fold only, numbered from 0", 0, 999)
     max_length: int = arg(128, "tokens of the longest text; the rest is cut", 3, 1_000_000)
     # Model
-    model: str = arg(
-        BUNDLED, "encoder: a Hugging Face Hub name, a local folder, or the bundled one"
-    )
+    model: str = arg(BUNDLED, "encoder: a Hugging Face Hub name, a folder, or the bundled one")
     pooling: Literal["cls", "mean"] = arg("mean", "text vector: first token, or mean over tokens")
     dropout: float = arg(0.3, "dropout before the linear head", 0, 0.99)
     freeze: int = arg(0, "keep embeddings and this many lower layers as they are", 0, 1000)
@@ -62,6 +62,7 @@ class Config:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: fastest")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
     seed: int = arg(42, "seed of folds, head, dropout and row order", 0, 2**31 - 1)
+    split_seed: int | None = arg(None, "seed of the folds alone (default: --seed)", 0, 2**31 - 1)
     # Run
     out: str | None = arg(None, "run folder (default: runs/<model>-<hash of settings and data>)")
     restart: bool = arg(False, "rename the run folder away and begin anew")
@@ -70,20 +71,26 @@ class Config:
     @property
     def stratified_folds(self) -> int:
         """The folds that the rows are assigned to; a hold-out is one of five."""
-        return self.folds if self.folds > 1 else 5
+        return self.folds if self.folds not in (None, 1) else 5
+
+    @property
+    def fold_seed(self) -> int:
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def identity(self) -> dict:
-        """The settings that decide what a run computes. A training file counts by its content."""
-        other = ("train", "out", "fold", "restart", "debug")
+        """The settings that decide what a run computes. Files count by their content."""
+        other = ("train", "valid", "out", "fold", "restart", "debug")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}
 
-    def resolved(self, encoder, data, device: str, precision: str) -> "Config":
+    def resolved(self, encoder, data, folds: int, device: str, precision: str) -> "Config":
         """With all that was left open. Rate and epochs follow the encoder's size and the number of
         rows (tried: docs/results.md). UserError for more than the encoder has."""
         if encoder.max_positions and self.max_length > encoder.max_positions:
             takes = f"{encoder.name} takes {encoder.max_positions} tokens"
             raise UserError(f"--max-length {self.max_length}: {takes}")
+        if self.fold is not None and self.fold >= folds:
+            raise UserError(f"--fold {self.fold}: folds are numbered from 0 to {folds - 1}")
         if self.freeze > encoder.layers:
             raise UserError(f"--freeze {self.freeze}: {encoder.name} has {encoder.layers} layers")
         lr, epochs = (3e-4 if len(data) < 1000 else 1.5e-4), 3
@@ -93,6 +100,7 @@ class Config:
             self,
             model=self.model.rstrip("/") or "/",
             text_column=data.text_column,
+            folds=folds,
             lr=self.lr or lr,
             epochs=self.epochs or epochs,
             device=device,
@@ -108,9 +116,7 @@ class PredictConfig:
     input: str = arg(str(HERE / "examples/test.csv"), "CSV with the texts (.csv or .csv.gz)")
     output: str = arg("submission.csv", "CSV to write: id and a 0/1 column per label (or .csv.gz)")
     probabilities: str | None = arg(None, "also write the averaged probabilities to this CSV")
-    thresholds: str | None = arg(
-        None, "th.npy, or a number for all labels (default: the run's own)"
-    )
+    thresholds: str | None = arg(None, "th.npy, or a number for all labels (default: the run's)")
     calibrate: bool = arg(False, "correct probabilities by label (Platt, on out-of-fold rows)")
     text: list[str] | None = arg(None, "predict these texts, print the result, write no file")
     text_column: str | None = arg(None, "column of the text (default: that of the training)")

@@ -6,37 +6,50 @@ column): `make_inputs`. Which rows share a batch, and their order: `length_batch
 """
 
 import functools
-import hashlib
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from support.csvfile import check_columns, check_file, read_frames, read_header
+from config import Config
+from support.csvfile import check_columns, check_file, check_named, ensure_text_column
+from support.csvfile import read_frames, read_header
 from support.errors import UserError
 from support.files import file_sha256
 from support.findings import Findings, parse_labels
-
-TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
+from support.splits import join, read_split, say_large, text_hashes
 
 
 @dataclass
 class Table:
-    """Rows of a CSV. `labels` is float32 (N, C), or None where a cell or a column is missing."""
+    """Rows of a CSV. `targets` is None where a cell or a column is missing."""
 
     ids: list[str]
     texts: list[str]  # as written; rows with the same text are copies
     inputs: list[str]  # what the encoder reads
-    labels: np.ndarray | None
+    targets: np.ndarray | None  # float32 (N, C): what is learned, 0 or 1; shares (--soft-labels)
     text_column: str
+    named: object = None  # DataFrame of the columns that a flag names
+    group: np.ndarray | None = None  # (N,): the cell of --group-column, '' for no group
+    folds: np.ndarray | None = None  # int16 (N,), where --fold-column or --valid give them
     sha256: str = ""  # of the file
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """float32 (N, C), 0 or 1 (a share from 0.5 on), for folds and scores; nan: not scored."""
+        y = self.targets
+        return None if y is None else np.where(np.isnan(y), y, y >= 0.5)
 
     @functools.cached_property
     def hashes(self) -> np.ndarray:
         """uint64 (N,): equal for copies of a text."""
         return text_hashes(self.texts)
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """(N,): equal for rows that must share a fold: copies of a text, rows of one group."""
+        return self.hashes if self.group is None else join(self.hashes, self.texts, self.group)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,31 +63,8 @@ def make_inputs(texts: list[str], columns=None) -> list[str]:
     return texts
 
 
-def ensure_text_column(
-    path: str, header: list[str], labels: list[str], text_column: str | None, prefer: str | None
-) -> str:
-    """The column asked for, else `prefer`, else a usual name. UserError when it isn't clear."""
-    found = f"the columns are {', '.join(map(repr, header))[:300]}"
-    asked = text_column or (None if prefer in TEXT_COLUMNS else prefer)
-    names = [n for n in dict.fromkeys([prefer, *TEXT_COLUMNS]) if n in header and n not in labels]
-    names = [asked] if asked else names
-    if not names:
-        raise UserError(f"{path}:1: no text column; {found} - name it with --text-column")
-    name = names[0]
-    if name not in header:
-        raise UserError(f"{path}:1: no column {name!r}; {found} - see --text-column")
-    if name in labels:
-        raise UserError(f"--labels: {name!r} is the text column - name 0/1 columns only")
-    if len(names) > 1 and name not in ("text", prefer):
-        both = f"{' and '.join(names)} could both be the text"
-        raise UserError(f"{path}:1: {both} - choose with --text-column")
-    if not text_column and (name != "text" or len(names) > 1):
-        print(f"text column: {name}")
-    return name
-
-
 def read_chunks(
-    path: str, text_column: str, labels: list[str], rows: int | None, findings: Findings
+    path: str, text_column: str, labels: list[str], rows: int | None, findings: Findings, named=()
 ) -> Iterator[Table]:
     """Tables of at most `rows` rows in the file's order; always one, even if it is empty.
 
@@ -90,54 +80,70 @@ def read_chunks(
         ids = frame["id"].tolist() if "id" in header else numbers
         y = parse_labels(frame, labels, findings) if complete else None
         findings.add_rows(frame, texts, labels)
-        yield Table(ids, texts, make_inputs(texts, frame), y, text_column)
+        yield Table(ids, texts, make_inputs(texts, frame), y, text_column, frame[list(named)])
         n += len(texts)
     if not n:
         yield Table([], [], [], None, text_column)
 
 
-def read_table(path: str, labels: list[str], text_column: str | None) -> Table:
+def read_table(path: str, config: Config) -> Table:
     """A whole training CSV. UserError for the first thing that is wrong with it."""
-    sha256 = file_sha256(check_file(path, "a CSV"))
-    header, findings = read_header(path), Findings(path)
-    text_column = ensure_text_column(path, header, labels, text_column, None)
+    sha256, labels = file_sha256(check_file(path, "a CSV")), config.labels
+    named = [name for name in (config.fold_column, config.group_column) if name]
+    header, findings = read_header(path), Findings(path, named=named, soft=config.soft_labels)
+    text_column = ensure_text_column(path, header, labels, config.text_column, None)
     check_columns(path, header, labels)
-    *_, table = read_chunks(path, text_column, labels, None, findings)
+    check_named(path, header, named, labels, text_column)
+    *_, table = read_chunks(path, text_column, labels, None, findings, named)
     findings.check_labels(labels)
     if not len(table):
-        raise UserError(f"{path}: a header and no rows - add rows to train on")
+        raise UserError(f"{path}: a header and no rows - add rows")
     if file_sha256(path) != sha256:
         raise UserError(f"{path}: changed while it was read - the same command reads it again")
     findings.say()
-    return replace(table, sha256=sha256)
+    return replace(table, sha256=sha256, **read_split(path, table.named, config))
+
+
+def read_data(config: Config) -> Table:
+    """The rows of --train, and after them those of --valid, which alone are held out."""
+    a = read_table(config.train, config)
+    if not config.valid:
+        return a
+    b = read_table(config.valid, replace(config, text_column=a.text_column))
+    both = {name: getattr(a, name) + getattr(b, name) for name in ("ids", "texts", "inputs")}
+    both["targets"] = np.concatenate([a.targets, b.targets])
+    both["group"] = np.concatenate([a.group, b.group]) if config.group_column else None
+    both["folds"] = np.repeat([-1, 0], [len(a), len(b)])
+    return replace(a, **both, sha256=f"{a.sha256} {b.sha256}")
 
 
 # Folds
 
 
-def normalise(text: str) -> str:
-    """What makes two texts the same: Unicode NFKC, case and white space apart."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def split(data: Table, config) -> np.ndarray:
+    """int (N,): the fold that holds each row out, as given or stratified; -1: never held out."""
+    if data.folds is not None:
+        return data.folds
+    say_large(data, config.stratified_folds)
+    fold = assign_folds(data.labels, data.groups, config.stratified_folds, config.fold_seed)
+    if config.folds != 1:
+        return fold
+    size = np.bincount(fold)  # of groups the largest is in the first fold: one of a fifth is taken
+    k = np.abs(size - len(fold) / len(size)).argmin() if config.group_column else 0
+    return np.where(fold == k, 0, -1)
 
 
-def text_hashes(texts: list[str]) -> np.ndarray:
-    """uint64 (N,): 8 bytes of BLAKE2b of each normalised text."""
-    keys = (normalise(t).encode("utf-8", "replace") for t in texts)
-    hashes = b"".join(hashlib.blake2b(k, digest_size=8).digest() for k in keys)
-    return np.frombuffer(hashes, dtype="<u8")
+def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """int16 (N,): the fold of each row. Rows with equal `groups` share one; labels spread evenly.
 
-
-def assign_folds(labels: np.ndarray, hashes: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """int16 (N,): the fold of each row. Rows with equal hashes share one; labels spread evenly.
-
-    Iterative stratification (Sechidis et al. 2011, rarest label first) over groups of equal texts.
+    Iterative stratification (Sechidis et al. 2011, rarest label first) over whole groups.
     A group goes to the fold that has least of the label; among equals, to the one that has least of
     the group's combination of labels, then fewest rows. UserError with fewer groups than folds.
     """
-    _, group, size = np.unique(hashes, return_inverse=True, return_counts=True)
+    _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
     G = len(size)
     if folds > G:
-        few = f"only {G} distinct texts for {folds} folds (a hold-out takes five)"
+        few = f"only {G} distinct texts or groups for {folds} folds (a hold-out takes five)"
         raise UserError(f"--folds: {few} - use fewer folds, or add rows")
     # (G, C + 1): positives of each label in each group. The last label stands for the rows.
     counts = np.stack([*(np.bincount(group, y, G) for y in labels.T), size], 1).astype(np.int64)
@@ -237,13 +243,3 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: list[int]) -> lis
     order = order[np.lexsort((lengths[order], np.arange(len(order)) // (50 * batch_size)))]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Positions sorted by length, longest first, in batches of about `tokens` tokens."""
-    order, batches = np.argsort(-lengths, kind="stable"), []
-    while len(order):
-        n = max(1, tokens // max(1, int(lengths[order[0]])))
-        batches.append(order[:n])
-        order = order[n:]
-    return batches

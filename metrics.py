@@ -169,6 +169,12 @@ def platt(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
     return (a, b) if a > 0 else (1.0, 0.0)
 
 
+def calibrated(p: np.ndarray, slope: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) by each label's `platt`, in the same order."""
+    z = slope * logit(p) + shift  # float64: float32 would tie near 1
+    return 1 / (1 + np.exp(-z))
+
+
 def logit(p: np.ndarray) -> np.ndarray:
     p = np.clip(np.asarray(p, dtype=np.float64), 1e-12, 1 - 1e-12)
     return np.log(p) - np.log1p(-p)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from config import Config
-from data import token_batches
 from support.encoders import layers_of, load_encoder, plain_errors
 from support.errors import UserError
 from support.speed import TokenTable, autocast, fast_dropout, use_token_table, whole_state
@@ -113,6 +112,16 @@ def count_parameters(model: EmotionClassifier) -> str:
     if isinstance(table, TokenTable):
         text += f" (token table: the {len(table.weight):,} rows that occur)"
     return text
+
+
+def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Positions sorted by length, longest first, in batches of about `tokens` tokens."""
+    order, batches = np.argsort(-lengths, kind="stable"), []
+    while len(order):
+        n = max(1, tokens // max(1, int(lengths[order[0]])))
+        batches.append(order[:n])
+        order = order[n:]
+    return batches
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 import metrics
-from data import DataCollator, assign_folds, encode, length_batches, read_table
+from data import DataCollator, assign_folds, encode, length_batches, read_data, split
 from model import build_model, compute_loss, count_parameters, run_over_rows, sigmoid
 from support import report
 from support.checkpoint import Checkpoint, Progress, write_log
@@ -37,6 +37,7 @@ from support.files import write_json
 from support.ranks import Ranks
 from support.run import Run, start_run, warn_of_seen_texts
 from support.speed import autocast, resolve_device
+from support.splits import say_split
 
 
 @exit_codes
@@ -45,21 +46,20 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(Config, argv)
     device, precision = resolve_device(config.device, config.precision)
     with Signals() as signals, Ranks() as ranks:
-        data = read_table(config.train, config.labels, config.text_column)
-        fold_of_row = assign_folds(data.labels, data.hashes, config.stratified_folds, config.seed)
+        data = read_data(config)
+        fold_of_row = split(data, config)  # -1: never held out
         encoder = inspect_encoder(config.model)  # its config and tokenizer; no weights yet
         encoder.tokenizer = as_saved(encoder)  # as predict.py will read it from a fold
-        config = config.resolved(encoder, data, device, precision)
+        config = config.resolved(encoder, data, int(fold_of_row.max()) + 1, device, precision)
         path = Run.place(config, data.sha256, encoder.num_parameters)
-        dataset = encode(encoder.tokenizer, data.inputs, config.max_length, data.labels)
+        dataset = encode(encoder.tokenizer, data.inputs, config.max_length, data.targets)
         print(
             f"device {device} ({torch.get_num_threads()} threads) | {precision}"
             f" | encoder {config.model} ({encoder.kind}), {encoder.num_parameters:,} parameters"
             f" | lr {config.lr:g} | epochs {config.epochs} | pooling {config.pooling}"
         )
         report.say_data(data, config.labels, dataset, encoder.tokenizer, fold_of_row)
-        if config.folds == 1:  # hold out fold 0 of five; -1: rows that are never held out
-            fold_of_row = np.where(fold_of_row == 0, 0, -1)
+        say_split(data, fold_of_row, config)
         warn_of_seen_texts(encoder.path, data.hashes)
         check_weights(encoder, dataset)
         # The same command finds its run again; several processes may share the folds of a run.
@@ -82,7 +82,7 @@ def train_fold(k, config, data, dataset, fold_of_row, encoder, run, signals, ran
     """
     train_idx, val_idx = np.flatnonzero(fold_of_row != k), np.flatnonzero(fold_of_row == k)
     pad_id = encoder.tokenizer.pad_token_id
-    y_train, y_val = dataset.labels[train_idx], dataset.labels[val_idx]
+    y_train, y_val = dataset.labels[train_idx], data.labels[val_idx]
     # Rows of the token table that no text uses have no gradient: only the others are trained.
     token_ids = np.union1d(dataset.ids, pad_id)
     torch.manual_seed(seed_of(config.seed, k))  # for the head's initial weights
@@ -276,9 +276,9 @@ def summarise(config: Config, data, fold_of_row: np.ndarray, run: Run) -> None:
     y, y_prob, fold = data.labels[held_out], y_prob[held_out], fold_of_row[held_out]
     threshold_folds = fold
     if config.folds == 1:  # split the held-out rows again: thresholds are chosen on the others
-        hashes = data.hashes[held_out]
-        n = min(5, len(np.unique(hashes)))
-        threshold_folds = assign_folds(y, hashes, n, config.seed)
+        groups = data.groups[held_out]
+        n = min(5, len(np.unique(groups)))
+        threshold_folds = assign_folds(y, groups, n, config.fold_seed)
     values, th, crossed, draws = metrics.summary(y, y_prob, threshold_folds, config.labels)
     names, title = config.labels, report.title(config.model, values, len(y))
     with run.writing_totals() as folder:

@@ -22,6 +22,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 import metrics
+import data
 import train
 from config import Config
 from data import DataCollator, assign_folds, encode, read_table
@@ -48,7 +49,7 @@ def repetition(args, seed: int) -> dict[str, np.ndarray]:
     oof (E, N, C) out-of-fold probabilities, new (E, K, M, C) those of the rows held back."""
     config = parse(Config, args.flags)
     table, rng = (
-        read_table(args.csv, config.labels, config.text_column),
+        read_table(args.csv, config),
         np.random.default_rng(seed),
     )
     rows = np.sort(rng.permutation(len(table))[: args.rows])
@@ -57,7 +58,7 @@ def repetition(args, seed: int) -> dict[str, np.ndarray]:
     kept = rows[~held]
     if args.notebook:
         kept = np.concatenate([kept, rng.choice(kept, len(kept) // 3, replace=False)])
-    deal = train.assign_folds = deal_anyhow if args.notebook else assign_folds
+    deal = data.assign_folds = deal_anyhow if args.notebook else assign_folds
     lines = [[str(i), table.texts[i], *table.labels[i].astype(int)] for i in kept.tolist()]
     with tempfile.TemporaryDirectory() as d:
         path, how = Path(d, "train.csv"), ["--folds", str(args.folds), "--seed", str(seed)]

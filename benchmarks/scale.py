@@ -59,7 +59,7 @@ def predict(args, work: Path) -> None:
 
 
 STAGES = [  # what train.main calls before the first fold
-    *("train.read_table", "data.text_hashes", "train.assign_folds", "train.inspect_encoder"),
+    *("train.read_data", "data.text_hashes", "train.split", "train.inspect_encoder"),
     *("train.encode", "train.report.say_data", "train.check_weights", "train.start_run"),
 ]
 

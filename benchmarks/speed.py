@@ -57,8 +57,8 @@ def prepare(args) -> SimpleNamespace:
     config = parse(Config, flags(args, 1))
     device, precision = speed.resolve_device(config.device, config.precision)
     config = dataclasses.replace(config, device=device, precision=precision)
-    table, info = read_table(config.train, config.labels, None), inspect_encoder(config.model)
-    fold = assign_folds(table.labels, table.hashes, config.folds, config.seed)
+    table, info = read_table(config.train, config), inspect_encoder(config.model)
+    fold = assign_folds(table.labels, table.hashes, config.stratified_folds, config.fold_seed)
     dataset = encode(info.tokenizer, table.inputs, config.max_length, table.labels)
     collate = DataCollator(
         info.tokenizer.pad_token_id, config.max_length, config.device, config.precision

@@ -114,9 +114,8 @@ class Checkpoint:
     """
 
     def __init__(self, run: Run, k: int, signals, ranks, progress: Progress, state: dict):
-        self.run, self.k, self.signals, self.ranks = run, k, signals, ranks
-        self.folder, self.progress = run.fold(k), progress
-        self.state = {**state, "progress": progress}
+        self.run, self.folder, self.signals, self.ranks = run, run.fold(k), signals, ranks
+        self.progress, self.state = progress, {**state, "progress": progress}
         self.saved_at = self.said_at = time.monotonic()
 
     def load(self) -> None:
@@ -126,7 +125,7 @@ class Checkpoint:
                 part.load_state_dict(saved[name])
             p = self.progress
             where = f"epoch {p.epoch + 1}, step {p.step} of {len(p.losses)}"
-            print(f"fold {self.k}: goes on at {where}", flush=True)
+            print(f"fold {p.fold}: goes on at {where}", flush=True)
 
     def save(self) -> None:
         """A state that is not finite is refused (UserError)."""
@@ -187,9 +186,9 @@ class Checkpoint:
         """DONE.json, written last, makes the fold a finished one."""
         if self.ranks.leads:
             p, unit = self.progress, 2**20 if sys.platform == "darwin" else 2**10
-            done = {"run": self.run.key, "fold": self.k, "best": p.kept, "seconds": p.seconds}
             rates = [r["rows_per_s"] for r in p.log if r["rows_per_s"]]  # 0: stopped at its end
-            done["rows_per_s"] = float(np.mean(rates or 0))
+            best = {**p.kept, "seconds": p.seconds, "rows_per_s": float(np.mean(rates or 0))}
+            done = {"run": self.run.key, "fold": p.fold, "best": best}
             done["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
             # Checksums of the files as they were written: damage since then is noticed.
             done["files"] = {**p.files, **write_log(self.folder, p.log)}

@@ -34,19 +34,23 @@ def parse(kind: type, argv: list[str] | None = None):
     """
     given = vars(_parser(kind).parse_args(argv))
     values = _read_config(given.pop("config")) if "config" in given else {}
+    if given.get("valid") or given.get("fold_column"):  # their folds, not those of --config
+        values.pop("folds", None)
     known = [f.name for f in dataclasses.fields(kind)]
     if unknown := sorted(set(values) - set(known)):
-        raise UserError(
-            f"--config: unknown keys {', '.join(unknown)}; known are {', '.join(known)}"
-        )
+        names = ", ".join(unknown)
+        raise UserError(f"--config: unknown keys {names}; known are {', '.join(known)}")
     config = checked(kind(**(values | given)))
     if kind is Config:  # names that look alike are alike
         labels = [unicodedata.normalize("NFC", name.strip()) for name in config.labels]
         if labels != config.labels:
             config = checked(dataclasses.replace(config, labels=labels))
-    if kind is Config and config.fold is not None and config.fold >= config.folds:
-        numbers = f"folds are numbered from 0 to {config.folds - 1}"
-        raise UserError(f"--fold {config.fold}: {numbers}")
+    if kind is Config and config.valid and (config.fold_column or config.folds not in (None, 1)):
+        other = "--fold-column" if config.fold_column else "--folds"
+        raise UserError(f"--valid gives the held-out rows - leave {other} out")
+    for name in ("input", "output", "probabilities") if getattr(config, "text", None) else ():
+        if getattr(config, name) != getattr(kind(), name):
+            raise UserError(f"--{name}: --text reads and writes no file - leave one of them out")
     return config
 
 
@@ -58,9 +62,8 @@ def checked(config):
 
 
 def _parser(kind: type) -> Parser:
-    parser = Parser(
-        allow_abbrev=False, description=kind.__doc__, argument_default=argparse.SUPPRESS
-    )
+    options = {"allow_abbrev": False, "argument_default": argparse.SUPPRESS}
+    parser = Parser(description=kind.__doc__, **options)
     for f in dataclasses.fields(kind):
         type_, choices, _ = _plain(f.type)
         text, default = f.metadata["help"], f.default_factory()
@@ -73,9 +76,8 @@ def _parser(kind: type) -> Parser:
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
         parser.add_argument(*names, help=text.replace("%", "%%"), **of_kind.get(type_, one))
     if kind is Config:
-        parser.add_argument(
-            "--config", metavar="FILE", help="config.json of a run; flags go before"
-        )
+        text = "config.json of a run; flags go before"
+        parser.add_argument("--config", metavar="FILE", help=text)
     return parser
 
 
@@ -99,7 +101,8 @@ def _check(f: dataclasses.Field, value) -> None:
     if low is not None and not low <= value <= high:  # false for nan as well
         raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
     for text in {str: [value], list: value}.get(type_, []):
-        if not _usable(text, may_be_blank=f.name == "text"):
+        good = isinstance(text, str) and text.encode(errors="ignore").decode() == text  # UTF-8
+        if not good or f.name != "text" and (text == "" or "\0" in text):  # a text may be blank
             raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
     if f.name == "labels":
         wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text"))
@@ -108,23 +111,13 @@ def _check(f: dataclasses.Field, value) -> None:
             raise UserError(f"--labels: {what} - name each label once, and none id, fold or text")
 
 
-def _usable(text, may_be_blank: bool) -> bool:
-    """Whether it is a str of UTF-8; names are not empty and hold no NUL either."""
-    try:
-        text.encode()
-    except (AttributeError, UnicodeEncodeError):
-        return False
-    return may_be_blank or text != "" and "\0" not in text
-
-
 def _read_config(path: str) -> dict:
     try:
         if not Path(path).is_file():  # a pipe would be waited for
             raise OSError("no such file")
         return {**json.loads(Path(path).read_text(encoding="utf-8-sig"))}
     except (OSError, TypeError, ValueError, RecursionError) as e:
-        what = f"not readable as JSON, or no JSON object ({e})"
-        raise UserError(f"--config {path}: {what}") from None
+        raise UserError(f"--config {path}: not readable as JSON, or no JSON object ({e})") from None
 
 
 def check_flags(kind: type) -> None:

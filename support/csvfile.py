@@ -35,8 +35,6 @@ def check_file(path: str | Path, what: str) -> Path:
     raise UserError(f"{path}: no such file{hint}")
 
 
-# Reading
-
 # What other formats begin with: their name, and what makes a CSV of them.
 XLSX = 'pandas.read_excel("FILE").to_csv("new.csv", index=False), or save it as CSV'
 FORMATS = {
@@ -45,13 +43,8 @@ FORMATS = {
     b"\x1f\x8b": ("a gzip file", "name it .csv.gz"),
     b"BZh": ("a bzip2 file", "unpack it: bunzip2 FILE"),
     b"\xfd7zXZ": ("an xz file", "unpack it: unxz FILE"),
-    b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it: unzstd FILE"),
-    b"7z\xbc\xaf": ("a 7z file", "unpack it"),
     b"PAR1": ("a Parquet file", 'pandas.read_parquet("FILE").to_csv("new.csv", index=False)'),
-    b"ARROW1": ("a Feather file", 'pandas.read_feather("FILE").to_csv("new.csv", index=False)'),
-    b"\x80\x04\x95": ("a pickle", "save it as CSV where it was made"),
     b"SQLite format": ("an SQLite file", "export the table as CSV"),
-    b"%PDF": ("a PDF", "export the table as CSV"),
     b"{": ("JSON", 'pandas.read_json("FILE", lines=True).to_csv("new.csv", index=False)'),
     b"[": ("JSON", 'pandas.read_json("FILE").to_csv("new.csv", index=False)'),
     b"<": ("HTML or XML", "download the CSV itself, not a page about it"),
@@ -61,10 +54,9 @@ FORMATS = {
 def check_format(path: Path) -> None:
     """UserError for a file that isn't what its name says, by its first bytes."""
     with open(path, "rb") as f:
-        start = f.read(16)
-    for magic, (name, mend) in FORMATS.items():
-        gzipped = magic == b"\x1f\x8b" and path.name.endswith(".gz")
-        if start.removeprefix(b"\xef\xbb\xbf").startswith(magic) and not gzipped:
+        start = f.read(16).removeprefix(b"\xef\xbb\xbf")
+    for magic, (name, mend) in FORMATS.items() if path.suffix != ".gz" else ():
+        if start.startswith(magic):
             raise UserError(f"{path}: is {name}, no CSV - {mend.replace('FILE', path.name)}")
 
 
@@ -113,15 +105,37 @@ def read_header(path: str) -> list[str]:
         raise UserError(f"{path}:1: the header is empty")
     header = [unicodedata.normalize("NFC", name.strip("\ufeff \t")) for name in header]
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
-        why = "stands twice in the header - rename or remove one"
-        raise UserError(f"{path}:1 column {twice[0]!r}: {why}")
+        raise UserError(f"{path}:1 column {twice[0]!r}: stands twice in the header - rename one")
     if header[0].lower().startswith("sep="):
-        why = "is no header - remove this line, and separate by commas"
-        raise UserError(f"{path}:1: {header[0]!r} {why}")
+        raise UserError(f"{path}:1: {header[0]!r} is no header - remove this line, use commas")
     if sep := next((s for s in ";\t|" if len(header) == 1 and s in header[0]), None):
-        mend = f"separate the fields by commas, not {sep!r}"
-        raise UserError(f"{path}:1: one column, {header[0]!r:.80} - {mend}")
+        raise UserError(f"{path}:1: {header[0]!r:.60} - separate the fields by commas, not {sep!r}")
     return header
+
+
+TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
+
+
+def ensure_text_column(
+    path: str, header: list[str], labels: list[str], text_column: str | None, prefer: str | None
+) -> str:
+    """The column asked for, else `prefer`, else a usual name. UserError when it isn't clear."""
+    asked = text_column or (None if prefer in TEXT_COLUMNS else prefer)
+    usual = [n for n in dict.fromkeys([prefer, *TEXT_COLUMNS]) if n in header and n not in labels]
+    names = [asked] if asked else usual
+    if not set(names) & set(header):
+        what = f"no column {asked!r}" if asked else "no text column"
+        found = f"the columns are {', '.join(map(repr, header))[:300]}"
+        raise UserError(f"{path}:1: {what}; {found} - name it with --text-column")
+    name = names[0]
+    if name in labels:
+        raise UserError(f"--labels: {name!r} is the text column - name 0/1 columns only")
+    if len(names) > 1 and name not in ("text", prefer):
+        both = f"{' and '.join(names)} could both be the text"
+        raise UserError(f"{path}:1: {both} - choose with --text-column")
+    if not text_column and (name != "text" or len(names) > 1):
+        print(f"text column: {name}")
+    return name
 
 
 def check_columns(path: str, header: list[str], labels: list[str], required: bool = True) -> None:
@@ -141,6 +155,19 @@ def check_columns(path: str, header: list[str], labels: list[str], required: boo
         raise UserError(f"{path}:1: {lacks}; {found} - {mend} with --labels")
     if len(labels) > len(missing) > 0:
         warn(f"{path}: {lacks} - no scores are printed")
+
+
+def check_named(path: str, header: list[str], named: list[str], labels, text_column: str) -> None:
+    """UserError for a column that a flag names and that isn't there, or is used otherwise."""
+    use = dict.fromkeys(labels, "a label") | {text_column: "the text column", "id": "the id"}
+    for name in named:
+        if name not in header:
+            found = f"the columns are {', '.join(map(repr, header))[:300]}"
+            raise UserError(f"{path}:1: no column {name!r}; {found} - name one of them")
+        if name in use:
+            raise UserError(f"{path}:1: column {name!r} is {use[name]} - name another one")
+        if named.count(name) > 1:
+            raise UserError(f"column {name!r} is named by two flags - each needs its own column")
 
 
 def split_labels(path: str, header: list[str]) -> str | None:

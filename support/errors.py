@@ -104,9 +104,11 @@ class Signals:
                 self.old[s] = signal.signal(s, self._handle)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         for s, old in self.old.items():
             signal.signal(s, old)
+        if self.got and isinstance(error, TypeError):  # numpy's sorts make one of Interrupted
+            raise Interrupted(128 + self.got) from error
 
     def _handle(self, signum, frame) -> None:
         if self.got and "ipykernel" in sys.modules:  # a notebook's kernel is not ours to end

@@ -13,13 +13,12 @@ import numpy as np
 
 from support.errors import UserError
 
-GOES_ON = "make room or mend the path; the same command then goes on"
 _umask = os.umask(0)
 os.umask(_umask)
 
 
 @contextlib.contextmanager
-def writing(path: Path, mend: str = GOES_ON, code: int = 1):
+def writing(path: Path, mend: str = "make room, and run the same command", code: int = 1):
     """Whatever goes wrong in writing `path`, in one line: libraries disguise a full disk."""
     try:
         yield
@@ -42,20 +41,20 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(folder: Path, of: str = ""):
-    """A temporary folder (.tmp-<of>...). When the block ends well, its files move into `folder`."""
-    new = {"prefix": f".tmp-{of}", "dir": folder, "ignore_cleanup_errors": True}
+def atomic_write(folder: Path):
+    """A temporary folder (.tmp-...). When the block ends well, its files move into `folder`."""
+    new = {"prefix": ".tmp-", "dir": folder, "ignore_cleanup_errors": True}
     with writing(folder), tempfile.TemporaryDirectory(**new) as temporary:
         yield Path(temporary)
         for name in sorted(os.listdir(temporary)):
             commit(Path(temporary, name), folder / name)
 
 
-def sweep(folder: Path, everything: bool = False, of: str = "") -> None:
+def sweep(folder: Path, everything: bool = False) -> None:
     """Remove what dead processes left half-written, or all but the lock. Call it under the lock."""
     with writing(folder):
         for path in folder.iterdir():
-            if path.name.startswith(f".tmp-{of}") or everything and path.name != "lock":
+            if path.name.startswith(".tmp-") or everything and path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -73,28 +72,21 @@ def locked(path: Path, wait: bool = False):
         yield free
 
 
-# Reading and writing
-
-
 def write_json(path: Path, value: dict, seal: bool = False) -> None:
     """With `seal` the value carries a checksum of its own, which `read_json` then asks for."""
     value = {**value, "sha256": json_sha256(value)} if seal else value
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_write(path.parent, path.name) as temporary:
+    with atomic_write(path.parent) as temporary:
         (temporary / path.name).write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, sealed: bool = False) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if (
-            not isinstance(value, dict)
-            or sealed
-            and value.pop("sha256", None) != json_sha256(value)
-        ):
+        value = {**json.loads(path.read_text(encoding="utf-8"))}  # TypeError: no JSON object
+        if sealed and value.pop("sha256", None) != json_sha256(value):
             raise ValueError("not what was written")
         return value
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: missing or damaged") from e
 
 
@@ -106,14 +98,9 @@ def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
         if array.dtype.kind != kind:
             raise ValueError(f"holds {array.dtype}")
         return array
-    except (
-        Exception
-    ) as e:  # numpy parses the header as Python: a damaged one raises nearly anything
-        mend = "use the one that train.py wrote"
-        raise UserError(f"{path}: not an array of {what} ({str(e)[:80]}) - {mend}") from None
-
-
-# Checksums
+    except Exception as e:  # numpy parses the header: a damaged one raises nearly anything
+        why = f"not an array of {what} ({str(e)[:80]})"
+        raise UserError(f"{path}: {why} - use the one that train.py wrote") from None
 
 
 def file_sha256(path: str | Path) -> str:
@@ -128,8 +115,7 @@ def unchanged(*paths: str | Path):
     yield before
     for path, sha256 in zip(paths, before, strict=True):
         if file_sha256(path) != sha256:
-            why = "changed while it was read - the same command begins anew"
-            raise UserError(f"{path}: {why}", 1)
+            raise UserError(f"{path}: changed while it was read - the same command begins anew", 1)
 
 
 def json_sha256(value) -> str:
@@ -137,20 +123,9 @@ def json_sha256(value) -> str:
 
 
 def describe(folder: Path, names: list[str] | None = None) -> dict:
-    """Size and sha256 of these files of `folder` (or of all), for `differing` to compare."""
+    """Size and sha256 of these files of `folder` (or of all), for `damage` to compare."""
     paths = [folder / name for name in names or sorted(os.listdir(folder))]
     return {p.name: {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in paths}
-
-
-def differing(folder: Path, files: dict) -> str | None:
-    """The first of the files that is not as `describe` found it, and how; None when all are."""
-    for path, want in ((folder / name, want) for name, want in files.items()):
-        if not path.is_file():
-            return f"{path}: missing"
-        if path.stat().st_size != want["size"]:
-            return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
-        if file_sha256(path) != want["sha256"]:
-            return f"{path}: damaged (its sha256 differs)"
 
 
 def damage(folder: Path, key: str) -> str | None:
@@ -161,4 +136,10 @@ def damage(folder: Path, key: str) -> str | None:
         return str(e)
     if done["run"] != key or f"fold_{done.get('fold')}" not in (folder.name, "fold_None"):
         return f"{folder}: belongs to another run or fold"
-    return differing(folder, done["files"])
+    for path, want in ((folder / name, want) for name, want in done["files"].items()):
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != want["size"]:
+            return f"{path}: truncated ({path.stat().st_size} of {want['size']} bytes)"
+        if file_sha256(path) != want["sha256"]:
+            return f"{path}: damaged (its sha256 differs)"

@@ -1,5 +1,6 @@
 """What is odd in the rows of a CSV, counted while it is read, for train.py and predict.py alike."""
 
+import contextlib
 import shlex
 import unicodedata
 from collections import Counter
@@ -20,49 +21,53 @@ def is_blank(text: str) -> bool:
 class Findings:
     """What is odd in a file, counted while it is read and said once."""
 
-    def __init__(self, path: str, unscored: bool = False):
-        """`unscored`: whether rows whose labels are all -1 are left out (Jigsaw's test labels)."""
-        self.path, self.rows, self.blank_lines, self.texts = path, 0, 0, Counter()
+    def __init__(self, path: str, unscored: bool = False, soft: bool = False, named=()):
+        """`unscored`: whether rows whose labels are all -1 are left out (Jigsaw's test labels).
+
+        `soft`: label cells are shares. `named`: columns that a flag names, and so are no labels.
+        """
+        self.path, self.unscored, self.soft, self.named = path, unscored, soft, named
+        self.rows, self.ids = 0, [np.zeros(0, np.int64)]  # hashes of the ids
+        self.counts, self.texts = Counter(), Counter()  # of rows and of texts, by the warning
+        self.labelled = False  # whether there are label columns
         self.wrong, self.first_wrong = 0, []  # label cells that are not 0/1; row, label and value
-        self.unscored = 0 if unscored else None
         self.unnamed: list[str] | None = None  # columns that hold 0 and 1 alone, and are no labels
-        self.swallowed, self.swallowing = 0, []  # rows inside a text; rows with such a text
-        self.ids, self.headers = [np.zeros(0, np.int64)], 0  # hashes; rows that repeat the header
+        self.swallowed: dict[str, int] = {}  # row -> rows inside its text
 
     def add_rows(self, frame, texts: list[str], labels: list[str]) -> None:
         self.rows += len(texts)
-        self.blank_lines += frame.attrs["blank_lines"]
-        self.headers += int((frame == list(frame.columns)).all(axis=1).sum())
+        self.counts["blank line(s) skipped"] += frame.attrs["blank_lines"]
+        headers = (frame == list(frame.columns)).all(axis=1)
+        self.counts["rows repeat the header - remove them"] += int(headers.sum())
         ids = frame["id"].tolist() if "id" in frame else [""] * len(texts)
         if "id" in frame:
             self.ids.append(np.array([hash(i) for i in ids], np.int64))
         for row, i, text in zip(frame.index, ids, texts, strict=True):
             if "\n" in text and (n := count_records(text, i, list(frame.columns), labels)):
-                self.swallowed += n
-                self.swallowing.append(str(row))
+                self.swallowed[str(row)] = n
         self.texts["are blank; they are kept"] += sum(map(is_blank, texts))
         nul = sum("\0" in text for text in texts)
         self.texts["hold NUL characters; the tokenizer drops them"] += nul
+
+    @property
+    def scored(self) -> bool:
+        return self.labelled and not self.wrong
 
     def add_known(self, hashes: np.ndarray, seen: np.ndarray) -> None:
         words = "are among those this run was trained on; scores on them are too good"
         self.texts[words] += int(np.isin(hashes, seen).sum())
 
     def say(self) -> None:
-        said = {"blank line(s) skipped": self.blank_lines}
-        ids = np.concatenate(self.ids)
+        ids, said = np.concatenate(self.ids), dict(self.counts)
         said["ids occur more than once"] = len(ids) - len(np.unique(ids))
-        said["rows repeat the header - remove them"] = self.headers
         said |= {f"of {self.rows} texts {words}": n for words, n in self.texts.items()}
-        if self.wrong:
-            row, name, _ = self.first_wrong[0]
+        for row, name, _ in self.first_wrong[:1]:
             first = f"(first: row {row}, {name})"
-            said[f"label cells are not 0/1 {first} - no scores are printed"] = self.wrong
-        said["rows are not scored: all their labels are -1"] = self.unscored
-        if self.swallowed:
-            where = f"row {', '.join(self.swallowing[:5])}, and are lost: their ids too"
-            mend = 'a quote opens there and closes rows later; write it ""'
-            said[f"rows stand inside the text of {where} - {mend}"] = self.swallowed
+            what = "no shares from 0 to 1" if self.soft else "not 0/1"
+            said[f"label cells are {what} {first} - no scores are printed"] = self.wrong
+        where = f"row {', '.join([*self.swallowed][:5])}, and are lost: their ids too"
+        mend = 'a quote opens there and closes rows later; write it ""'
+        said[f"rows stand inside the text of {where} - {mend}"] = sum(self.swallowed.values())
         for words, count in said.items():
             if count:
                 warn(f"{self.path}: {count} {words}")
@@ -85,8 +90,13 @@ class Findings:
         (row, name, value), *others = self.first_wrong
         rows = ", ".join(dict.fromkeys(str(r) for r, _, _ in others if r != row))
         more = (f"; also row {rows}" if rows else "") + f"; {self.wrong} cells in all"
-        what = f"must be 0 or 1 ({value[:40]!r}{more if self.wrong > 1 else ''})"
-        return f"{self.path}:{row} column {name!r}: {what} - write 0 or 1 in each cell"
+        what = f"({value[:40]!r}{more if self.wrong > 1 else ''})"
+        must, mend = "must be 0 or 1", "write 0 or 1 in each cell"
+        if self.soft:
+            must, mend = "must be a share from 0 to 1", "write a number in each cell"
+        elif not np.isnan(as_share(value)):
+            mend += ", or take shares as they are with --soft-labels"
+        return f"{self.path}:{row} column {name!r}: {must} {what} - {mend}"
 
 
 def count_records(text: str, of_id: str, columns: list[str], labels: list[str]) -> int:
@@ -101,23 +111,33 @@ def count_records(text: str, of_id: str, columns: list[str], labels: list[str]) 
     return found
 
 
+def as_share(cell: str) -> float:
+    """A number from 0 to 1, or one of the words of TRUTH; else nan."""
+    x = TRUTH.get(cell, np.nan)
+    with contextlib.suppress(ValueError):
+        if cell.isascii() and "_" not in cell:  # float() takes 0_1 and other scripts' digits
+            x = float(cell)
+    return x if 0 <= x <= 1 else np.nan
+
+
 def parse_labels(frame, labels: list[str], findings: Findings) -> np.ndarray | None:
-    """float32 (N, C); None, and the cells in `findings`, where one is not 0 or 1. Rows that are not
-    to be scored are nan."""
+    """float32 (N, C); None, and the cells in `findings`, where one is not 0 or 1 (or no share).
+    Rows that are not to be scored are nan."""
     cells = frame[labels].apply(lambda column: column.str.strip().str.lower())
-    y = cells.apply(lambda column: column.map(TRUTH)).to_numpy(np.float32)
+    findings.labelled = True
+    read = as_share if findings.soft else TRUTH
+    y = cells.apply(lambda column: column.map(read)).to_numpy(np.float32)
     unknown = np.isnan(y)
-    if findings.unscored is not None:
+    if findings.unscored:
         skipped = (cells == "-1").all(axis=1).to_numpy(bool)
-        findings.unscored += int(skipped.sum())
+        findings.counts["rows are not scored: all their labels are -1"] += int(skipped.sum())
         unknown[skipped] = False
-    others = [c for c in frame if c not in ("id", *labels)]
+    others = [c for c in frame if c not in ("id", *labels, *findings.named)]
     flags = [c for c in others if {x.strip().lower() for x in set(frame[c])} <= set(TRUTH)]
     findings.unnamed = [c for c in flags if findings.unnamed is None or c in findings.unnamed]
     if not unknown.any():
         return y
     wrong = np.argwhere(unknown)
     for i, j in wrong[: 5 - len(findings.first_wrong)]:
-        cell = int(frame.index[i]), labels[j], frame[labels[j]].iloc[i]
-        findings.first_wrong.append(cell)
+        findings.first_wrong.append((frame.index[i], labels[j], frame[labels[j]].iloc[i]))
     findings.wrong += len(wrong)

@@ -29,8 +29,7 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         if self.size > 1:
             if not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}:
-                mend = "unset it, or use torchrun"
-                raise UserError(f"WORLD_SIZE={self.size}, but not by torchrun - {mend}")
+                raise UserError(f"WORLD_SIZE={self.size}, but not by torchrun - unset it")
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             store, *_ = next(dist.rendezvous("env://"))

@@ -5,7 +5,6 @@ y and pred (N, C), p (N, C), th (C,): out-of-fold rows; `pred` is the cross-fitt
 
 import os
 import warnings
-from collections import Counter
 
 import numpy as np
 
@@ -22,39 +21,37 @@ ERRORS = 100_000  # lines of errors.csv at most
 def say_data(data, names: list[str], dataset, tokenizer, folds: np.ndarray) -> None:
     """Print what a person wants to know of the data before training; warn of what looks wrong."""
     y, n, lengths = data.labels, len(data), dataset.lengths
-    combinations = Counter(map(bytes, y.astype(np.uint8)))
-    none = combinations.get(bytes(y.shape[1]), 0) / n
     group, times = np.unique(data.hashes, return_inverse=True, return_counts=True)[1:]
-    copies = int((times - 1).sum())
-    conflicts = len(np.unique(np.column_stack([group, y]), axis=0)) - len(times)
-    unknown = int((dataset.ids == tokenizer.unk_token_id).sum())  # ModernBERT, say, has none: 0
-    special = [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
-    unk = unknown / max(1, int((~np.isin(dataset.ids, special)).sum()))
+    kinds = [*map(bytes, y.astype(np.uint8))]  # the label combination of each row
+    conflicts = len({*zip(group.tolist(), kinds, strict=True)}) - len(times)
+    unk = np.mean(dataset.ids == tokenizer.unk_token_id)  # ModernBERT, say, has none: 0
     first = tokenizer.convert_ids_to_tokens(dataset[0]["input_ids"].tolist())
+    kept = "kept in one fold; " if data.folds is None else ""
     lines = [
-        f"rows {n} | label combinations {len(combinations)} | rows with no label {none:.1%}"
-        f" | duplicate texts {copies} (kept in one fold; {conflicts} with other labels)",
+        f"rows {n} | label combinations {len({*kinds})}"
+        f" | rows with no label {1 - y.any(1).mean():.1%}"
+        f" | duplicate texts {n - len(times)} ({kept}{conflicts} with other labels)",
         f"tokens per text: median {int(np.median(lengths))}, longest {lengths.max()}"
         f" | cut at --max-length: {dataset.cut / n:.1%} | unknown tokens: {unk:.2%}",
-        "label: share (positives in each fold)",
+        f"label: share (positives {'never held out, ' if -1 in folds else ''}in each fold)",
     ]
     for j, name in enumerate(names):
-        per_fold = [int(y[folds == k, j].sum()) for k in range(int(folds.max()) + 1)]
+        per_fold = [int(y[folds == k, j].sum()) for k in np.unique(folds)]  # -1: never held out
+        held, total = per_fold[1:] if -1 in folds else per_fold, sum(per_fold)
         lines.append(f"  {name:<12} {y[:, j].mean():.3f} ({' '.join(map(str, per_fold))})")
-        if sum(per_fold) < len(per_fold):
-            few = f"{sum(per_fold)} positives for {len(per_fold)} folds"
+        # None to train on, none to score, or fewer than a score can rest on.
+        if total == max(held) or not any(held) or total < max(5, len(held)):
+            few = f"{total} positives for {len(held)} folds, {sum(held)} of them held out"
             warn(f"label {name}: {few} - its scores will mean little")
         elif y[:, j].all():
             warn(f"label {name}: every row has it - nothing can be learned about it")
-    common = int(times.argmax())
-    if times[common] >= max(10, n / 100):
-        mine = group == common
+    if times.max() >= max(10, n / 100):
+        mine = group == times.argmax()
         shares = ", ".join(f"{x} {y[mine, j].mean():.2f}" for j, x in enumerate(names))
         text = data.texts[int(mine.argmax())][:40]
-        warn(f"{times[common]} rows have the text {text!r}; their labels: {shares}")
+        warn(f"{times.max()} rows have the text {text!r}; their labels: {shares}")
     if unk > 0.05:
-        what = "of the tokens are unknown to this tokenizer (emoji or another script?)"
-        warn(f"{unk:.1%} {what}")
+        warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
     print("\n".join([*lines, "row 0: " + " ".join(first)[:200]]), flush=True)
 
 
@@ -76,6 +73,22 @@ def label_table(table: dict[str, dict]) -> str:
         f1 = f"{name:<{width}} |    {r['precision']:.4f} | {r['recall']:.4f} | {r['f1']:.4f}"
         lines.append(f"{f1} | {ap:>8} | {auc:>7} | {r['threshold']:9.3f} | {r['support']:7d}")
     return "\n".join(lines)
+
+
+def scores_of_counts(counts: np.ndarray, exact: int, th: np.ndarray, names: list[str]) -> str:
+    """What predict.py says of labelled rows, from the counts (4, C) of `metrics.confusion`."""
+    if not (rows := counts[:, 0].sum()):
+        return "no row to score"
+    scores = metrics.shown(metrics.scores_from_counts(counts, exact / rows))
+    line = " | ".join(f"{name} {score:.4f}" for name, score in scores.items())
+    return label_table(metrics.table_from_counts(counts, th, names)) + "\n" + line
+
+
+def text_lines(row: dict) -> str:
+    """One text as `predict.py --text` shows it."""
+    lines = [f"  {name:<12} {p:.4f}" for name, p in row["probabilities"].items()]
+    found = f"Detected emotions: {', '.join(row['emotions']) or 'None'}"
+    return "\n".join([f"Text: {row['text']}", *lines, found])
 
 
 def closing_table(values: dict) -> str:
@@ -121,21 +134,17 @@ def write_likely_errors(folder, data, rows: np.ndarray, fold, y, p, names: list[
     (folder / "errors.csv").write_bytes(csv_text(lines).encode())
 
 
-# The picture
-
-
 def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], title: str) -> None:
-    """Six panels: losses, macro-F1, precision-recall, F1 per label, reliability, co-occurrence."""
+    """Five panels: losses, macro-F1, precision-recall, reliability, F1 per label."""
     if not os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's stays
         os.environ.pop("MPLBACKEND", None)  # it may name one that is unknown here
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # $: matplotlib reads mathematics; one name of 300 letters would leave no room for the axes
     names = [name[:24].replace("$", r"\$") for name in names]
     figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, f1s, curves, bars, calibration, pairs = axes = figure.subplots(2, 3).ravel()
+    panels = figure.subplot_mosaic("ABE;CDE")  # E, with a bar for every label, is the tall one
+    losses, f1s, curves, calibration, bars = (panels[x] for x in "ABCDE")
     figure.suptitle(title[-140:].replace("$", r"\$"), fontsize=13)
     most = np.argsort(-y.sum(0), kind="stable")[:MOST]
     draw_epochs(losses, f1s, log)
@@ -143,14 +152,13 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
         if 0 < y[:, j].sum() < len(y):
             draw_label(curves, calibration, y[:, j], p[:, j], th[j], names[j], colour)
     draw_f1(bars, y, pred, draws, names)
-    draw_pairs(pairs, y[:, most], pred[:, most], [names[j][:9] for j in most])
     box = {"xlim": (0, 1.02), "ylim": (0, 1.02)}
     curves.set(title="Precision-recall (dot: chosen threshold)", **box)
     curves.set(xlabel="recall", ylabel="precision")
     calibration.plot([0, 1], [0, 1], ":", color="grey")
     calibration.set(title="Reliability (out-of-fold)", **box)
     calibration.set(xlabel="probability", ylabel="share of positives")
-    for ax in axes[:5]:
+    for ax in panels.values():
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, loc="best")
@@ -191,26 +199,8 @@ def draw_f1(bars, y, pred, draws, names: list[str]) -> None:
     f1 = metrics.precision_recall_f1(metrics.confusion(y, pred))[2]
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     spread = np.abs(np.stack([f1 - low, high - f1]))[:, order]
-    options = {"color": COLOURS[5], "ecolor": "black", "capsize": 3}
+    options = {"height": 0.6, "color": COLOURS[5], "ecolor": "black", "capsize": 3}
     bars.barh(range(len(order)), f1[order], xerr=spread, **options)
     labels = [f"{names[j]} ({int(y[:, j].sum())})" for j in order]
-    bars.set_yticks(range(len(order)), labels, fontsize=min(10, 160 / len(order)))
+    bars.set_yticks(range(len(order)), labels, fontsize=min(10, 350 / len(order)))
     bars.set(title="Cross-fitted F1, 95 % interval (positives)", xlim=(0, 1))
-
-
-def co_occurrence(y: np.ndarray) -> np.ndarray:
-    """(C, C): of the rows with label i, the share that also has label j."""
-    y = np.asarray(y, dtype=np.float64)
-    return (y.T @ y) / np.maximum(y.sum(0)[:, None], 1)
-
-
-def draw_pairs(pairs, y, pred, names: list[str]) -> None:
-    true, said = co_occurrence(y), co_occurrence(pred)
-    pairs.imshow(true, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.argwhere(~np.eye(len(names), dtype=bool)):
-        style = {"ha": "center", "va": "center", "fontsize": 7}
-        style["color"] = "white" if true[i, j] > 0.6 else "black"
-        pairs.text(j, i, f"{true[i, j]:.2f}\n{said[i, j]:.2f}", **style)
-    pairs.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-    pairs.set_yticks(range(len(names)), names, fontsize=8)
-    pairs.set(title="Rows with the left label: share that has\nthe lower one too (true, predicted)")

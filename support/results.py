@@ -22,21 +22,17 @@ def find_run(folder: str | None) -> Run:
         done = Path("runs").glob("*/DONE.json")
         done = [p for p in done if not p.parent.match("*.old[0-9]*")]
         if not done:
-            mend = "train one first (python train.py), or name its folder with --run"
-            raise UserError(f"no finished run in runs/ - {mend}")
+            raise UserError("no finished run in runs/ - run train.py first, or name one with --run")
         folder = max(done, key=lambda p: p.stat().st_mtime_ns).parent
         print(f"run {folder} (finished last of {len(done)})")
-    path = Path(folder)
+    path = Path(str(folder))
     if not os.path.isdir(path):
         raise UserError(f"--run {path}: no such run folder - give one that train.py made")
     if (path / "head.safetensors").is_file():
-        raise UserError(
-            f"--run {path}: is one fold of a run - give --run {shlex.quote(str(path.parent))}"
-        )
-    if inside := sorted(p.parent.name for p in path.glob("*/env.json")):
-        raise UserError(
-            f"--run {path}: is no run - name one of those in it: {', '.join(inside[:9])}"
-        )
+        whole = shlex.quote(str(path.parent))
+        raise UserError(f"--run {path}: is one fold of a run - give --run {whole}")
+    if inside := ", ".join(sorted(p.parent.name for p in path.glob("*/env.json"))[:9]):
+        raise UserError(f"--run {path}: is no run - name one of those in it: {inside}")
     run, again = Run(path), "run the same train.py command again; it"
     missing = ", ".join(f"fold {k}" for k in run.missing())
     if missing or not (path / "DONE.json").exists():
@@ -100,9 +96,8 @@ def read_thresholds(given, run: Run, labels: list[str]) -> np.ndarray:
         except (TypeError, ValueError):
             raise UserError(f"thresholds: {given!r:.40} are no numbers") from None
     with contextlib.suppress(TypeError, ValueError):  # None, or a path
-        if not 0 <= (number := float(given)) <= 1:
-            raise UserError(f"--thresholds {given}: a threshold lies between 0 and 1")
-        return np.full(len(labels), number, dtype=np.float32)
+        same = np.full(len(labels), float(given))
+        return check_thresholds(f"--thresholds {given}", same, labels)
     here, inside = Path(given or run.path / "th.npy"), run.path / (given or "th.npy")
     what = "--thresholds: a th.npy that train.py wrote, here or in the run, or a number such as 0.5"
     path = check_file(here if os.path.exists(here) else inside, what)
@@ -113,22 +108,19 @@ def read_thresholds(given, run: Run, labels: list[str]) -> np.ndarray:
     beside = path.resolve().with_suffix(".json")
     origin = read_json(beside) if beside.is_file() else {}
     if (theirs := origin.get("labels", labels)) != labels:
-        what = f"its labels are {theirs}, the run's are {labels}"
-        raise UserError(f"{path}: {what} - use the run's own th.npy")
-    if not origin and not np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds")):
-        order = f"taken in the order {', '.join(labels)}"
-        warn(f"{path}: no {beside.name} says whose thresholds; {order}")
-    elif origin and origin.get("run") != run.key:
-        warn(f"{path}: these thresholds were chosen for another run")
+        raise UserError(f"{path}: its labels are {theirs}, the run's are {labels} - use its own")
+    own = not origin and np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds"))
+    if not own and origin.get("run") != run.key:
+        warn(f"{path}: chosen for another run, or no {beside.name} says whose thresholds they are")
     return th
 
 
 def check_thresholds(where, th: np.ndarray, labels: list[str]) -> np.ndarray:
     if th.shape != (len(labels),):
-        mend = f"the run has {len(labels)} labels - use the run's own th.npy"
-        raise UserError(f"{where}: shape {th.shape}, but {mend}")
+        raise UserError(
+            f"{where}: shape {th.shape}, but the run has {len(labels)} labels - use its own"
+        )
     for name, value in zip(labels, th, strict=True):
         if not 0 <= value <= 1:  # nan as well
-            what = f"the threshold of {name} is {value}"
-            raise UserError(f"{where}: {what} - it must lie between 0 and 1")
+            raise UserError(f"{where}: threshold of {name} is {value} - must lie between 0 and 1")
     return th.astype(np.float32)

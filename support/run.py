@@ -73,10 +73,10 @@ class Run:
         names = os.listdir(path) if os.path.isdir(path) else []
         if os.path.lexists(path) and not os.path.isdir(path):
             raise UserError(f"--out {path}: is a file - name a folder")
-        for used in (Path.cwd(), config.model, config.train) if config.restart else ():
+        needed = (Path.cwd(), config.model, config.train, config.valid or config.train)
+        for used in needed if config.restart else ():
             if Path(used).resolve().is_relative_to(path.resolve()):
-                why = f"--restart can't rename it, {used} is in use"
-                raise UserError(f"{path}: {why} - choose another --out")
+                raise UserError(f"{path}: --restart can't rename it, {used} is in use - see --out")
         if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
         free = shutil.disk_usage(next(p for p in (path, *path.parents) if os.path.isdir(p))).free
@@ -100,11 +100,9 @@ class Run:
                     write_json(path / "env.json", env, seal=True)
                 run, new = cls(path), env["same"]
                 pairs = ((k, run.same.get(k), new.get(k)) for k in sorted({*run.same, *new}))
-                if changed := "; ".join(
-                    f"{k}: {a!s:.24} -> {b!s:.24}" for k, a, b in pairs if a != b
-                ):
-                    what = f"holds another run ({changed})"
-                    raise UserError(f"{path}: {what} - other --out, or --restart")
+                changed = "; ".join(f"{k}: {a!s:.24} -> {b!s:.24}" for k, a, b in pairs if a != b)
+                if changed:
+                    raise UserError(f"{path}: holds another run ({changed}) - see --out, --restart")
                 if damage(path, run.key):  # else the totals' checksum of it stands
                     write_json(path / "config.json", kept)
         return run
@@ -136,19 +134,17 @@ class Run:
 
     def collect(self, folds: np.ndarray, labels: int) -> tuple[np.ndarray, list[dict], dict]:
         """Of all folds: probabilities (N, C), log, and what metrics.json says of the training."""
-        p, results, log = np.zeros((len(folds), labels), np.float32), [], []
+        p, done, log = np.zeros((len(folds), labels), np.float32), [], []
         for k, folder in enumerate(map(self.fold, range(self.folds))):
             if wrong := damage(folder, self.key):
-                mend = f"the same command without --fold redoes fold {k}"
-                raise UserError(f"{wrong} - {mend}", 1)
-            results.append(read_json(folder / "DONE.json"))
+                raise UserError(f"{wrong} - the same command without --fold redoes it", 1)
+            done.append(read_json(folder / "DONE.json"))
             log += map(json.loads, (folder / "log.jsonl").read_text().splitlines())
             p[folds == k] = np.load(folder / "oof.npy", allow_pickle=False)
-        times = [{n: r[n] for n in ("seconds", "rows_per_s")} for r in results]
-        totals = {"folds": [r["best"] | t for r, t in zip(results, times, strict=True)]}
-        totals["train_rows_per_s"] = float(np.mean([t["rows_per_s"] for t in times]))
-        totals["seconds"] = float(sum(t["seconds"] for t in times))
-        totals["peak_rss_mb"] = float(max(r["peak_rss_mb"] for r in results))
+        best = [r["best"] for r in done]
+        totals = {"folds": best, "seconds": sum(r["seconds"] for r in best)}
+        totals["train_rows_per_s"] = float(np.mean([r["rows_per_s"] for r in best]))
+        totals["peak_rss_mb"] = max(r["peak_rss_mb"] for r in done)
         return p, log, totals
 
     @contextlib.contextmanager
@@ -180,7 +176,8 @@ def start_run(path: Path, config: Config, data, info: EncoderInfo, ranks, argv) 
     same |= {f"code.{name}": sha256 for name, sha256 in code_sha256().items()}
     same |= {f"versions.{p.__name__}": p.__version__ for p in PACKAGES}
     same |= {"versions.python": platform.python_version(), "threads": torch.get_num_threads()}
-    same |= {"data_sha256": data.sha256, "encoder_sha256": info.sha256, "world_size": ranks.size}
+    same |= {"encoder_sha256": info.sha256, "world_size": ranks.size}
+    same |= dict(zip(("data_sha256", "valid_sha256"), data.sha256.split(), strict=False))
     card = torch.cuda.get_device_name() if config.device == "cuda" else platform.machine()
     env = {
         "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
@@ -190,7 +187,7 @@ def start_run(path: Path, config: Config, data, info: EncoderInfo, ranks, argv) 
         "same": same,
     }
     if ranks.leads:
-        kept = {**config.identity, "train": config.train}
+        kept = {**config.identity, "train": config.train, "valid": config.valid}
         anew = config.restart and ranks.restarts == "0"  # restarted by torchrun, it goes on
         Run.open(path, kept, env, anew)
         hashes = np.union1d(data.hashes, seen_hashes(info.path))

@@ -19,8 +19,7 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = next(d for d in has if has[d]) if device == "auto" else device
     if not has[device]:
-        why = "this machine or this build of torch has none"
-        raise UserError(f"--device {device}: {why} - use --device auto")
+        raise UserError(f"--device {device}: this machine or torch has none - use --device auto")
     if precision != "auto":
         return device, precision
     if device == "cuda":
@@ -55,14 +54,12 @@ class TokenTable(nn.Module):
         return nn.functional.embedding(self.row[ids], self.weight)
 
 
-def use_token_table(encoder: nn.Module, ids: np.ndarray) -> int | None:
-    """Give the encoder a TokenTable of these ids. Its rows; None where it pays or works not."""
+def use_token_table(encoder: nn.Module, ids: np.ndarray) -> None:
+    """Give the encoder a TokenTable of these ids, where that pays and works."""
     table, used = encoder.get_input_embeddings(), np.unique(ids)
     places = [m for m in encoder.modules() for child in m.children() if child is table]
-    if type(table) is not nn.Embedding or len(places) != 1 or len(used) > 0.7 * len(table.weight):
-        return None
-    encoder.set_input_embeddings(TokenTable(table, used))
-    return len(used)
+    if type(table) is nn.Embedding and len(places) == 1 and len(used) <= 0.7 * len(table.weight):
+        encoder.set_input_embeddings(TokenTable(table, used))
 
 
 def whole_state(encoder: nn.Module) -> dict[str, torch.Tensor]:
@@ -88,17 +85,13 @@ def byte_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     return x * mask.mul_(1 / (1 - p))
 
 
-class ByteDropout(nn.Module):
+class ByteDropout(nn.Dropout):
     """nn.Dropout by `byte_dropout` while training on a CPU."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.p and x.device.type == "cpu":
             return byte_dropout(x, self.p)
-        return nn.functional.dropout(x, self.p, self.training)
+        return super().forward(x)
 
 
 def byte_attention(module, query, key, value, mask, dropout=0.0, scaling=None, **kwargs):

@@ -15,7 +15,7 @@ from support.errors import UserError, exit_codes
 
 def test_defaults_are_the_contracts():
     c = parse(Config, [])
-    assert (c.folds, c.batch_size, c.warmup_ratio, c.weight_decay, c.max_grad_norm) == (
+    assert (c.stratified_folds, c.batch_size, c.warmup_ratio, c.weight_decay, c.max_grad_norm) == (
         5,
         16,
         0.1,

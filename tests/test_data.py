@@ -10,19 +10,20 @@ import pytest
 from conftest import LABELS, WORDS, make_rows, make_tokenizer, write_csv
 
 import data
+from config import Config
 from data import (
     DataCollator,
     assign_folds,
     encode,
     length_batches,
-    normalise,
     read_chunks,
     read_table,
     text_hashes,
-    token_batches,
 )
+from model import token_batches
 from support.findings import Findings, is_blank
 from support.errors import UserError
+from support.splits import normalise
 
 
 def test_texts_and_ids_stay_as_written(tmp_path):
@@ -32,7 +33,7 @@ def test_texts_and_ids_stay_as_written(tmp_path):
         ["", 'a "quote", and\na line', 0, 1, 0, 0, 0],
         ["x", "0123", 0, 0, 0, 0, 1],
     ]
-    t = read_table(write_csv(tmp_path / "a.csv", rows), LABELS, None)
+    t = read_table(write_csv(tmp_path / "a.csv", rows), Config(labels=LABELS))
     assert t.ids == ["007", "1e3", "", "x"] and t.texts == [
         "NA",
         "null",
@@ -60,9 +61,8 @@ def test_texts_and_ids_stay_as_written(tmp_path):
     ],
 )
 def test_labels_that_are_0_or_1(tmp_path, cell, value):
-    t = read_table(
-        write_csv(tmp_path / "a.csv", [["1", "x", cell]], ["id", "text", "joy"]), ["joy"], None
-    )
+    path = write_csv(tmp_path / "a.csv", [["1", "x", cell]], ["id", "text", "joy"])
+    t = read_table(path, Config(labels=["joy"]))
     assert t.labels.tolist() == [[value]]
 
 
@@ -71,7 +71,7 @@ def test_labels_that_are_0_or_1(tmp_path, cell, value):
 )
 def test_encodings_and_line_ends(tmp_path, encoding, end):
     (tmp_path / "a.csv").write_bytes(f"text,joy{end}grün 😀,1{end}".encode(encoding))
-    t = read_table(tmp_path / "a.csv", ["joy"], None)
+    t = read_table(tmp_path / "a.csv", Config(labels=["joy"]))
     assert t.texts == ["grün 😀"] and t.ids == ["0"]
 
 
@@ -79,15 +79,15 @@ def test_columns_by_name_alias_and_order(tmp_path):
     p = write_csv(
         tmp_path / "a.csv", [["1", "9", "hello", "0"]], ["joy", "length", "comment_text", "anger"]
     )
-    assert read_table(p, ["anger", "joy"], None).labels.tolist() == [
+    assert read_table(p, Config(labels=["anger", "joy"])).labels.tolist() == [
         [0, 1]
     ]  # extra columns ignored, order as asked
-    assert read_table(p, ["joy"], "length").texts == ["9"]
+    assert read_table(p, Config(labels=["joy"], text_column="length")).texts == ["9"]
 
 
 def test_chunks_are_the_file(tmp_path):
     p = write_csv(tmp_path / "a.csv", make_rows(25))
-    whole = read_table(p, LABELS, None)
+    whole = read_table(p, Config(labels=LABELS))
     parts = list(read_chunks(p, "text", LABELS, 10, Findings(p)))
     assert [len(t) for t in parts] == [10, 10, 5] and sum(
         (t.texts for t in parts), []
@@ -100,7 +100,7 @@ def test_gzip(tmp_path):
 
     p = tmp_path / "a.csv.gz"
     p.write_bytes(gzip.compress(b"text,joy\nhello,1\n"))
-    assert read_table(p, ["joy"], None).texts == ["hello"]
+    assert read_table(p, Config(labels=["joy"])).texts == ["hello"]
 
 
 @pytest.mark.parametrize("when", ["read_header", "read_chunks"])
@@ -119,7 +119,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_training_set(tmp_path, monke
 
     monkeypatch.setattr(data, when, change)
     with pytest.raises(UserError, match="changed while it was read"):
-        read_table(p, LABELS, None)
+        read_table(p, Config(labels=LABELS))
 
 
 def test_what_the_encoder_reads_is_not_what_copies_go_by(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_what_the_encoder_reads_is_not_what_copies_go_by(tmp_path, monkeypatch):
     rows = [[r[0], r[1], WORDS[i % 7], *r[2:]] for i, r in enumerate(make_rows(40))]
     rows += [["copy", rows[0][1].upper(), WORDS[8], *rows[0][3:]]]
     p, header = tmp_path / "a.csv", ["id", "text", "source", *LABELS]
-    before = read_table(write_csv(p, rows, header), LABELS, None)
+    before = read_table(write_csv(p, rows, header), Config(labels=LABELS))
     given = []
 
     def make_inputs(texts, columns=None):
@@ -135,7 +135,7 @@ def test_what_the_encoder_reads_is_not_what_copies_go_by(tmp_path, monkeypatch):
         return [f"{s} {t}" for s, t in zip(columns["source"], texts, strict=True)]
 
     monkeypatch.setattr(data, "make_inputs", make_inputs)
-    after = read_table(p, LABELS, None)
+    after = read_table(p, Config(labels=LABELS))
     assert [list(x) for x in given[0].itertuples(index=False)] == rows
     assert list(given[0].columns) == header
     assert before.inputs == before.texts == after.texts == [r[1] for r in rows]
@@ -273,9 +273,11 @@ def test_batches_hold_every_row_once_and_little_padding():
 
 
 def test_example_files_are_clean():
-    from config import HERE
+    from config import HERE, Config
 
-    parts = [read_table(HERE / "examples" / f, LABELS, None) for f in ("train.csv", "test.csv")]
+    parts = [
+        read_table(HERE / "examples" / f, Config(labels=LABELS)) for f in ("train.csv", "test.csv")
+    ]
     assert len(parts[0]) >= 600 and len(parts[1]) >= 150
     texts = [x for t in parts for x in t.texts]
     assert len(np.unique(text_hashes(texts))) == len(texts)

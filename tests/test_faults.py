@@ -30,7 +30,7 @@ import train
 from support import checkpoint, encoders, files, output
 from support import run as run_module
 from support.checkpoint import Checkpoint, load_state, save_state
-from support.errors import Signals, UserError
+from support.errors import Interrupted, Signals, UserError
 from support.files import atomic_write, damage, locked, sweep, write_json
 from support.output import GrowingCSV
 from support.run import Run
@@ -481,7 +481,7 @@ def test_an_ignored_signal_stays_ignored():
 @pytest.mark.parametrize(
     "owner, name",
     [
-        (train, "read_table"),
+        (train, "read_data"),
         (encoders, "load_encoder"),
         (train, "build_model"),
         (train, "run_over_rows"),
@@ -751,10 +751,10 @@ def test_a_flipped_byte_in_the_growing_output(clean, tmp_path, test_csv, monkeyp
         at_call(m, output, "write_json", 3, die)
         with pytest.raises(Killed):
             predict.main(argv)
-    flip(tmp_path / "s.csv.part", 40)
+    flip(tmp_path / "s.csv.part" / "1.json", 200)
     capsys.readouterr()
     assert predict.main(argv) == 0 and out.read_bytes() == want
-    assert "goes on after row" not in capsys.readouterr().out
+    assert "goes on after row 11 of 40" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
@@ -783,20 +783,20 @@ def test_predict_goes_on_after_death_at_every_chunk(
                 at_call(m, output, name, number, die)
                 with pytest.raises(Killed):
                     predict.main(argv)
-            note = out.with_name(out.name + ".part.json")
-            assert note.exists()
-            with open(out.with_name(out.name + ".part"), "ab") as f:
-                f.write(b"half a chu")
+            part = out.with_name(out.name + ".part")
+            assert (part / f"{number - 1}.json").exists()
+            (part / ".tmp-x").mkdir()
+            (part / ".tmp-x" / f"{number}.json").write_text("half a chu")
             if number == 2:
-                flip(note, 40)  # then it begins anew
+                flip(part / "0.json", 40)  # then it begins anew
             if number == 3:
-                os.truncate(note, 30)
+                os.truncate(part / "0.json", 30)
             capsys.readouterr()
             assert predict.main(argv) == 0
             said = capsys.readouterr().out
             assert [out.read_bytes(), (tmp_path / f"p{ending}").read_bytes()] == want
             assert said.splitlines()[-1] == scores and "macro_f1" in scores
-            assert ("goes on after row" in said) == (name == "write_json" and number not in (2, 3))
+            assert ("goes on after row" in said) == (number not in (2, 3))
     assert sorted(os.listdir(tmp_path)) == [f"p{ending}", f"s{ending}"]
 
 
@@ -804,31 +804,33 @@ def test_predict_goes_on_after_death_at_every_chunk(
 def test_two_predictions_into_one_file(taken, clean, tmp_path, test_csv, capsys):
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
     argv += ["--probabilities", str(tmp_path / "p.csv")]
-    with locked(tmp_path / f"{taken}.part") as free:
+    with locked(tmp_path / f"{taken}.part" / "lock") as free:
         assert free
         assert predict.main(argv) == 2
     one_line(capsys, f"{taken}: another predict.py is writing it")
     assert predict.main(argv) == 0
 
 
-def test_a_prediction_killed_within_its_note_leaves_nothing(clean, tmp_path, test_csv, monkeypatch):
+def test_a_prediction_killed_within_a_chunk_leaves_nothing(clean, tmp_path, test_csv, monkeypatch):
     """A process that is gone can't remove its temporary folder: the next one does, but no other's."""
     argv = ["--run", str(clean), "--input", str(test_csv), "--output", str(tmp_path / "s.csv")]
-    for name in (".tmp-s.csv.part.jsonabc", ".tmp-other.csv.part.jsonabc"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "s.csv.part.json").write_text("{")
+    for name in ("s.csv.part", "other.csv.part"):
+        (tmp_path / name / ".tmp-abc").mkdir(parents=True)
+        (tmp_path / name / "lock").touch()
+        (tmp_path / name / ".tmp-abc" / "0.json").write_text("{")
     assert predict.main(argv) == 0
-    assert sorted(os.listdir(tmp_path)) == [".tmp-other.csv.part.jsonabc", "s.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["other.csv.part", "s.csv"]
+    assert sorted(os.listdir(tmp_path / "other.csv.part")) == [".tmp-abc", "lock"]
     made, real = [], files.tempfile.TemporaryDirectory
 
     def temporary(**k):
         if "dir" in k:  # else it is the system's own place, which the system sweeps
-            made.append(k["prefix"])
+            made.append(k["dir"])
         return real(**k)
 
     monkeypatch.setattr(files.tempfile, "TemporaryDirectory", temporary)
     assert predict.main(argv) == 0
-    assert set(made) == {".tmp-s.csv.part.json"}  # the very name that the next call looks for
+    assert set(made) == {tmp_path / "s.csv.part"}  # nowhere else
 
 
 def test_a_run_trained_anew_is_predicted_anew(
@@ -1421,3 +1423,15 @@ def test_a_machine_without_git(command, clean, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run_module.git_commit() is None
     assert train.main([*command, "--out", str(clean)]) == 0
+
+
+def test_a_signal_that_a_library_turns_into_another_error():
+    """numpy's sort of rows makes a TypeError of what a signal raises: it ends as a signal does."""
+    with pytest.raises(Interrupted) as caught, Signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Interrupted:
+            raise TypeError("from within a comparison") from None
+    assert caught.value.code == 128 + signal.SIGTERM
+    with pytest.raises(TypeError), Signals():
+        raise TypeError("without a signal")

@@ -205,7 +205,7 @@ def test_thresholds_from_python(finished):
         assert found[0]["emotions"] == ["anger", "joy", "surprise"]
     for given, words in (
         (th[:4], "thresholds: shape (4,), but the run has 5 labels"),
-        ([0.5] * 4 + [2.0], "the threshold of surprise is 2.0"),
+        ([0.5] * 4 + [2.0], "threshold of surprise is 2.0"),
         (["a"] * 5, "are no numbers"),
         ({"anger": 0.5}, "thresholds: are for ['anger'], the run's labels are"),
     ):

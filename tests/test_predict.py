@@ -21,7 +21,7 @@ import data
 import metrics
 import model as M
 import predict
-from config import HERE
+from config import HERE, Config
 from data import encode, read_table, text_hashes
 from support import results
 from support.encoders import inspect_encoder
@@ -73,7 +73,7 @@ def both_files(run, input_csv) -> list[str]:
 
 def test_submission_probabilities_and_scores(finished, test_csv, capsys):
     assert predict.main(both_files(finished, test_csv)) == 0
-    table = read_table(test_csv, LABELS, None)
+    table = read_table(test_csv, Config(labels=LABELS))
     s, p = read("s.csv"), read("p.csv")
     assert (
         s[0] == p[0] == ["id", *LABELS]
@@ -96,8 +96,8 @@ def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", chunk)
     assert predict.main(both_files(finished, test_csv)) == 0
     p = read("p.csv")
-    assert [r[0] for r in p[1:]] == read_table(test_csv, LABELS, None).ids
-    want = expected(finished, read_table(test_csv, LABELS, None).texts)
+    assert [r[0] for r in p[1:]] == read_table(test_csv, Config(labels=LABELS)).ids
+    want = expected(finished, read_table(test_csv, Config(labels=LABELS)).texts)
     assert np.allclose(np.array([r[1:] for r in p[1:]], dtype=np.float32), want, atol=1e-5)
 
 
@@ -132,10 +132,8 @@ def test_calibrated_probabilities(finished, test_csv):
 
 
 def test_calibration_keeps_scores_near_one_apart():
-    ensemble = object.__new__(predict.Ensemble)
-    ensemble.slope, ensemble.shift = np.array([3.4]), np.array([3.1])
     p = np.linspace(0.5, 0.98, 500, dtype=np.float32)[:, None]
-    written = [float(f"{x:.9g}") for x in ensemble.calibrated(p)[:, 0]]
+    written = [float(f"{x:.9g}") for x in metrics.calibrated(p, 3.4, 3.1)[:, 0]]
     assert written == sorted(set(written))
 
 
@@ -162,7 +160,7 @@ def test_folds_that_do_not_fit_are_read_for_each_chunk(finished, test_csv, monke
     argv = ["--run", str(finished), "--input", str(test_csv), "--output"]
     assert predict.main([*argv, "a.csv"]) == 0 and len(read_folds) == 3
     assert results.fits_in_memory(Run(finished), "cpu")
-    monkeypatch.setattr(predict, "fits_in_memory", lambda run, device: False)
+    monkeypatch.setattr(results, "fits_in_memory", lambda run, device: False)
     assert predict.main([*argv, "b.csv"]) == 0 and len(read_folds) == 3 + 4 * 3
     assert read("a.csv") == read("b.csv")
 
@@ -557,9 +555,8 @@ def test_the_literal_commands(tmp_path):
     )
     done = call("predict.py", "--thresholds", "th.npy")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == read_table(
-        HERE / "examples" / "test.csv", LABELS, None
-    ).ids
+    test = read_table(HERE / "examples" / "test.csv", Config(labels=LABELS))
+    assert [r[0] for r in read(tmp_path / "submission.csv")][1:] == test.ids
 
 
 def test_the_whole_pipeline_on_the_bundled_encoder_without_a_network(tmp_path):

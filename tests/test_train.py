@@ -211,7 +211,7 @@ def test_run_folder(finished, train_csv):
     assert stat.S_IMODE((finished / "fold_0" / "model.safetensors").stat().st_mode) == stat.S_IMODE(
         (finished / "oof.csv").stat().st_mode
     )
-    table = read_table(train_csv, LABELS, None)
+    table = read_table(train_csv, Config(labels=LABELS))
     rows = list(csv.DictReader((finished / "oof.csv").read_text().splitlines()))
     assert [r["id"] for r in rows] == table.ids and list(rows[0]) == ["id", "fold", *LABELS]
     p = np.array([[float(r[n]) for n in LABELS] for r in rows], dtype=np.float32)
@@ -369,7 +369,7 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
     argv = [*flags, "--train", path, "--pos-weight", "--fold", "0", "--out", str(tmp_path / "a")]
     assert train.main(argv) == 0
     fold = np.array([int(x) for x in folds_of(path)])
-    y = read_table(path, LABELS, None).labels[fold != 0]
+    y = read_table(path, Config(labels=LABELS)).labels[fold != 0]
     assert seen[0][1] == 1 and seen[0].isfinite().all()
     assert seen[0][0] == pytest.approx((len(y) - y[:, 0].sum()) / y[:, 0].sum())
     # Validation is judged by the same loss: all calls have the weights.
@@ -377,7 +377,7 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
 
 
 def folds_of(path, folds=3, seed=42):
-    data = read_table(path, LABELS, None)
+    data = read_table(path, Config(labels=LABELS))
     return train.assign_folds(data.labels, data.hashes, folds, seed)
 
 
@@ -389,7 +389,7 @@ def test_val_loss_is_the_trainings_own_criterion(extra, flags, tmp_path):
     argv = [*flags, *extra, "--fold", "0", "--keep", "last", "--out", str(tmp_path / "a")]
     assert train.main(argv) == 0
     path = flags[flags.index("--train") + 1]
-    fold, y = folds_of(path), read_table(path, LABELS, None).labels
+    fold, y = folds_of(path), read_table(path, Config(labels=LABELS)).labels
     names = {"--pos-weight": {"pos_weight": True}, "--loss": {"loss": "focal"}}
     names["--label-smoothing"] = {"label_smoothing": 0.2}
     criterion = train.make_criterion(config(**names[extra[0]] if extra else {}), y[fold != 0])
@@ -400,7 +400,7 @@ def test_val_loss_is_the_trainings_own_criterion(extra, flags, tmp_path):
 
 
 def test_the_head_starts_at_each_labels_share(bert, train_csv):
-    labels = read_table(train_csv, LABELS, None).labels
+    labels = read_table(train_csv, Config(labels=LABELS)).labels
     c, ids = config(labels=LABELS), np.arange(30)
     model = M.build_model(str(bert), c, labels, ids)
     share = torch.from_numpy(labels.mean(0))
@@ -419,7 +419,7 @@ def test_the_head_starts_from_the_rows_to_train_on(flags, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "build_model", lambda *a: seen.append(a[2]) or real(*a))
     assert train.main([*flags, "--fold", "1", "--out", str(tmp_path / "a")]) == 0
     path = flags[flags.index("--train") + 1]
-    y = read_table(path, LABELS, None).labels
+    y = read_table(path, Config(labels=LABELS)).labels
     assert np.array_equal(seen[0], y[folds_of(path) != 1])
 
 
@@ -517,7 +517,7 @@ def test_rate_and_epochs_follow_the_encoder_and_the_rows(flags, tmp_path, capsys
         encoder = SimpleNamespace(num_parameters=parameters, max_positions=None, layers=6)
         data = Table([], [], [], None, "text")
         data.ids = ["x"] * rows
-        c = Config().resolved(encoder, data, "cpu", "fp32")
+        c = Config().resolved(encoder, data, 5, "cpu", "fp32")
         return c.lr, c.epochs
 
     assert chosen(small, 999) == (3e-4, 3)
