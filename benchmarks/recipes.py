@@ -3,8 +3,8 @@
 Each recipes/*.patch is applied to a copy of the code. Each copy, and one without a patch (the
 default), trains seeds 0, 1, 2 by its own train.py, in run folders in DIR; what is finished is not
 trained again. Then a Markdown table: cross-fitted macro-F1, mean and standard deviation over the
-seeds, and its difference to the default with the same seeds (so the same folds). Other flags go to
-train.py: `--folds 3 --model ...`. The weights of finished runs are removed, the tables stay.
+seeds, and what tools/compare.py says of it and the default. Other flags go to train.py: `--folds 3
+--split-seed 0`. The weights of finished runs are removed, the tables stay.
 """
 
 import argparse
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from support.files import file_sha256
+from tools import compare, luck
 
 PATCHES = {path.stem: path for path in sorted(ROOT.glob("recipes/*.patch"))}
 
@@ -72,28 +73,33 @@ def train(name: str, seed: int, code: Path, args, flags: list[str]) -> bool:
 
 def table(names: list[str], args) -> str:
     """The Markdown table of what is finished."""
-    found = {}
-    for name in names:
-        paths = {seed: args.folder / f"{name}-{seed}/metrics.json" for seed in range(args.seeds)}
-        found[name] = {s: json.loads(p.read_text()) for s, p in paths.items() if p.exists()}
     lines = [
-        "| recipe | seeds | macro-F1 | standard deviation | to the default | mean average precision"
-        " | minutes |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| recipe | seeds | macro-F1 | standard deviation | mean average precision | minutes"
+        " | to the default [95 % interval] | answer (A: the default) |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    base = {seed: run["macro_f1_cross_fitted"] for seed, run in found["default"].items()}
-    for name, runs in found.items():
-        f1 = {seed: run["macro_f1_cross_fitted"] for seed, run in runs.items()}
-        if not f1:
+    base = [args.folder / f"default-{seed}" for seed in range(args.seeds)]
+    for name in names:
+        folders = [args.folder / f"{name}-{seed}" for seed in range(args.seeds)]
+        there = [i for i, f in enumerate(folders) if (f / "DONE.json").exists()]
+        if not there:
             continue
-        spread = f"{np.std(list(f1.values()), ddof=1):.4f}" if len(f1) > 1 else "-"
-        gaps = [x - base[seed] for seed, x in f1.items() if seed in base]
-        gap = f"{np.mean(gaps):+.4f}" if gaps and name != "default" else "-"
-        ap = [x["average_precision"] for r in runs.values() for x in r["per_label"].values()]
+        runs = [json.loads((folders[i] / "metrics.json").read_text()) for i in there]
+        f1 = [run["macro_f1_cross_fitted"] for run in runs]
+        spread = f"{np.std(f1, ddof=1):.4f}" if len(f1) > 1 else "-"
+        ap = [x["average_precision"] for run in runs for x in run["per_label"].values()]
         ap = np.mean([x for x in ap if x is not None] or [np.nan])
-        minutes = np.mean([run["seconds"] for run in runs.values()]) / 60
-        score = f"{np.mean(list(f1.values())):.4f} | {spread} | {gap} | {ap:.4f} | {minutes:.1f}"
-        lines.append(f"| {name} | {len(f1)} | {score} |")
+        minutes = np.mean([run["seconds"] for run in runs]) / 60
+        both, said = [i for i in there if (base[i] / "DONE.json").exists()], "- | -"
+        if both and name != "default":
+            sides = [[str(side[i]) for i in both] for side in (base, folders)]
+            pairs, groups, _ = compare.read_runs(sides, [args.csv])
+            found = luck.differ(pairs, groups)
+            gap, half = found.b[0] - found.a[0], found.half[0]
+            said = f"{gap:+.4f} [{gap - half:+.4f}, {gap + half:+.4f}] | "
+            said += luck.verdict(found, len(both), len(groups))
+        score = f"{np.mean(f1):.4f} | {spread} | {ap:.4f} | {minutes:.1f}"
+        lines.append(f"| {name} | {len(f1)} | {score} | {said} |")
     return "\n".join(lines)
 
 

@@ -306,19 +306,16 @@ def test_a_recipe_is_a_small_change_of_one_place(patch, tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_the_table_compares_equal_seeds(tmp_path):
-    """recipes.py: two seeds of the default, one of a recipe."""
-    for name, f1 in ("default-0", 0.5), ("default-1", 0.7), ("r_drop-1", 0.72):
-        (tmp_path / name).mkdir()
-        values = {
-            "macro_f1_cross_fitted": f1,
-            "seconds": 90,
-            "per_label": {"joy": {"average_precision": 0.4}, "fear": {"average_precision": None}},
-        }
-        (tmp_path / name / "metrics.json").write_text(json.dumps(values))
-    args = type("Args", (), {"folder": tmp_path, "seeds": 3})
+def test_the_table_compares_equal_seeds(tmp_path, finished, train_csv):
+    """recipes.py: two seeds of the default, one of a recipe; the answer is compare.py's."""
+    for name in ("default-0", "default-1", "r_drop-1"):
+        shutil.copytree(finished, tmp_path / name, ignore=shutil.ignore_patterns("fold_*"))
+    values = json.loads((finished / "metrics.json").read_text())
+    args = type("Args", (), {"folder": tmp_path, "seeds": 3, "csv": str(train_csv)})
     lines = BENCHMARK["table"](["default", "r_drop", "adversarial"], args).splitlines()
-    assert lines[2:] == [
-        "| default | 2 | 0.6000 | 0.1414 | - | 0.4000 | 1.5 |",
-        "| r_drop | 1 | 0.7200 | - | +0.0200 | 0.4000 | 1.5 |",
-    ]
+    score = f"{values['macro_f1_cross_fitted']:.4f}"
+    assert len(lines) == 4
+    assert lines[2].startswith(f"| default | 2 | {score} | 0.0000 | ")
+    assert lines[2].endswith(" | - | - |")
+    assert lines[3].startswith(f"| r_drop | 1 | {score} | - | ")
+    assert "| +0.0000 [+0.0000, +0.0000] | can't be told apart" in lines[3]
