@@ -61,6 +61,8 @@ class Config:
     # Machine
     precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: fastest")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
+    jobs: int | None = arg(None, "folds trained side by side (default: all the machine)", 1, 1000)
+    threads: int | None = arg(None, "threads of each fold (default: cores / folds)", 1, 1000)
     seed: int = arg(42, "seed of folds, head, dropout and row order", 0, 2**31 - 1)
     split_seed: int | None = arg(None, "seed of the folds alone (default: --seed)", 0, 2**31 - 1)
     # Run
@@ -80,7 +82,7 @@ class Config:
     @property
     def identity(self) -> dict:
         """The settings that decide what a run computes. Files count by their content."""
-        other = ("train", "valid", "out", "fold", "restart", "debug")
+        other = ("train", "valid", "out", "fold", "restart", "debug", "jobs", "threads")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}
 
     def resolved(self, encoder, data, folds: int, device: str, precision: str) -> "Config":

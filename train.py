@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 import metrics
 from data import DataCollator, assign_folds, encode, length_batches, read_data, split
-from model import build_model, compute_loss, count_parameters, run_over_rows, sigmoid
+from model import autocast, build_model, compute_loss, count_parameters, run_over_rows, sigmoid
 from support import report
 from support.checkpoint import Checkpoint, Progress, write_log
 from support.encoders import as_saved, check_weights, inspect_encoder
-from support.errors import Signals, exit_codes
+from support.errors import HELPER, Signals, exit_codes
 from support.files import write_json
+from support.jobs import set_threads, side_by_side
 from support.ranks import Ranks
 from support.run import Run, start_run, warn_of_seen_texts
-from support.speed import autocast, resolve_device
+from support.speed import resolve_device
 from support.splits import say_split
 
 
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         encoder = inspect_encoder(config.model)  # its config and tokenizer; no weights yet
         encoder.tokenizer = as_saved(encoder)  # as predict.py will read it from a fold
         config = config.resolved(encoder, data, int(fold_of_row.max()) + 1, device, precision)
-        path = Run.place(config, data.sha256, encoder.num_parameters)
+        path = Run.place(config, data.sha256)
+        set_threads(config, path)
         dataset = encode(encoder.tokenizer, data.inputs, config.max_length, data.targets)
         print(
             f"device {device} ({torch.get_num_threads()} threads) | {precision}"
@@ -64,15 +65,16 @@ def main(argv: list[str] | None = None) -> int:
         check_weights(encoder, dataset)
         # The same command finds its run again; several processes may share the folds of a run.
         run = start_run(path, config, data, encoder, ranks, argv)
-        for k in ranks.follow(run.unfinished(config.fold)):
-            train_fold(k, config, data, dataset, fold_of_row, encoder, run, signals, ranks)
+        with side_by_side(run, config, fold_of_row, encoder, dataset.lengths, argv) as codes:
+            for k in ranks.follow(run.unfinished(config.fold)):
+                train_fold(k, config, data, dataset, fold_of_row, encoder, run, signals, ranks)
+        if HELPER:
+            return 0
         if missing := ", ".join(map(str, run.missing())):
-            print(
-                f"nothing left to do here (totals come with the last); unfinished: fold {missing}"
-            )
+            print(f"unfinished: fold {missing} - totals come with the last")
         elif ranks.leads:
             summarise(config, data, fold_of_row, run)
-    return 0
+    return max((code.result() for code in codes), default=0)
 
 
 def train_fold(k, config, data, dataset, fold_of_row, encoder, run, signals, ranks) -> None:
@@ -97,8 +99,8 @@ def train_fold(k, config, data, dataset, fold_of_row, encoder, run, signals, ran
     progress = Progress(k, steps_per_epoch, config, data.ids)  # epoch, step, log, epoch kept
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     checkpoint = Checkpoint(run, k, signals, ranks, progress, state)
-    print(f"fold {k}: {len(train_idx)} rows to train on, {len(val_idx)} held out", end=" | ")
-    print(count_parameters(model))
+    size = count_parameters(model)
+    print(f"fold {k}: {len(train_idx)} rows to train on, {len(val_idx)} held out | {size}")
     checkpoint.load()  # go on from the last save, if there is one
     net = ranks.wrap(model)  # under torchrun the model in DistributedDataParallel
     collate = DataCollator(pad_id, config.max_length, config.device, config.precision)
@@ -252,9 +254,7 @@ def train_loader(dataset, collate, config, progress, ranks):
     """
     fold, epoch = progress.fold, progress.epoch
     size = math.ceil(config.batch_size / ranks.size)  # rows of a micro-batch
-    remaining = range(progress.step, len(progress.steps))
-    bar = tqdm(remaining, f"fold {fold} epoch {epoch + 1}", unit="step", leave=False, disable=None)
-    for step in bar:
+    for step in range(progress.step, len(progress.steps)):
         mine, n_rows = ranks.share(progress.steps[step])
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
         micro_batches = [collate([dataset[i] for i in part]) for part in parts]

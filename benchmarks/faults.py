@@ -9,8 +9,10 @@ fork would lose.
 
 import argparse
 import builtins
+import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -35,6 +37,7 @@ from support.errors import UserError
 from support.files import damage
 from support.run import Run
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for the helpers; here torch has begun
 torch.set_num_threads(1)
 WORK = Path(tempfile.mkdtemp(prefix="faults-"))
 COMMAND = ["--model", str(WORK / "bert"), "--train", str(WORK / "train.csv")]
@@ -190,6 +193,42 @@ def signals(
     table.add("SIGTERM, SIGINT, SIGHUP at a random time (exit 143, 130, 129)", survived)
 
 
+def jobs(table: Table, number: int, wanted: dict, epochs: int, took: float, rng) -> None:
+    """SIGKILL or SIGTERM of train.py, or of its helper, while both are at work on a fold."""
+    out = WORK / "jobs"
+
+    def work() -> int:
+        real = train.train_fold
+
+        def waits(k, *args):
+            while k == 0 and not (out / "fold_1").exists():
+                time.sleep(0.01)
+            real(k, *args)
+
+        train.train_fold = waits
+        argv = ["--folds", str(FOLDS), "--epochs", str(epochs), "--out", str(out), "--jobs", "2"]
+        return train.main([*COMMAND, *argv])
+
+    for signum, whose in itertools.product(
+        (signal.SIGKILL, signal.SIGTERM), ("train.py", "helper")
+    ):
+        survived = []
+        for _ in range(number):
+            pid = start(work, WORK / "log")
+            while not (out / "fold_1").exists():
+                time.sleep(0.01)
+            [helper] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            time.sleep(took / 2 * rng.random())
+            with contextlib.suppress(ProcessLookupError):  # it was done before
+                os.kill(pid if whose == "train.py" else int(helper), signum)
+            end(pid)
+            time.sleep(1)
+            left = os.path.exists(f"/proc/{helper}/exe")
+            survived.append(not left and finish(out, epochs) == wanted)
+            shutil.rmtree(out)
+        table.add(f"{signum.name} of {whose}, with --jobs 2: no process is left", survived)
+
+
 def noticed(run: Path) -> str | None:
     """What predict.py would say of the files of a run, without loading a model."""
     try:
@@ -297,6 +336,7 @@ def main(argv: list[str] | None = None) -> int:
     kills(table, 6 if quick else 50, long, 4, took, rng)
     kills_while_saving(table, 6 if quick else 24, rng)
     signals(table, 3 if quick else 24, long, 4, took, rng)
+    jobs(table, 2 if quick else 20, long, 4, took, rng)
     flips(table, 25 if quick else 200, short, WORK / "short", 1, rng)
     for name in ("replace", "fsync", "open"):
         failing_writes(table, name, 10 if quick else 1, short, 1)

@@ -15,7 +15,6 @@ import re
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from measure import HERE, call, middle
@@ -112,12 +111,9 @@ def processes(args, work: Path) -> None:
             found.setdefault(f"one fold: {name}, seconds", []).append(seconds)
             found.setdefault(f"one fold: {name}, rows/s of training", []).append(rate)
         row, side = work / f"row-{i}", work / f"side-{i}"
-        seconds, *_ = call([*common, "--out", row], 1)
-        found.setdefault("three folds: one process, one thread, seconds", []).append(seconds)
-        with ThreadPoolExecutor(3) as pool:
-            three = [pool.submit(call, [*common, "--out", side], 1) for _ in range(3)]
-        seconds = max(p.result()[0] for p in three)
-        found.setdefault("three folds: three processes, seconds", []).append(seconds)
+        for name, jobs, out in (("one process, one thread", 1, row), ("three processes", 3, side)):
+            seconds, *_ = call([*common, "--jobs", jobs, "--out", out], 1)
+            found.setdefault(f"three folds: {name}, seconds", []).append(seconds)
         for name in ("oof.csv", "th.npy", "fold_1/model.safetensors"):
             assert (side / name).read_bytes() == (row / name).read_bytes(), name
     print(f"| what | median of {args.runs} (lowest to highest) |\n|---|---:|")

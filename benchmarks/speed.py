@@ -2,24 +2,25 @@
 
 One epoch of fold 0 of 5 in batches of 16, then prediction of all rows by that model. In turns, each
 in a process of its own; medians of the ratios. `trainer`: transformers' Trainer at its best (fused
-AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). `notebook`:
-the loop this grew from (padding to 128, fp32, plain AdamW, two loader workers). Shares: operations
-on tokens that are no padding (6 a weight and token in training, 2 in prediction, and attention),
-over the best matrix product measured here. --rows: only the first rows of the CSV. Instead of that:
+AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). Shares:
+operations on tokens that are no padding (6 a weight and token in training, 2 in prediction, and
+attention), over the best matrix product measured here. --rows: only the first rows of the CSV.
+Instead of that:
 
---base DIR  our training rate against that of another checkout of this project
---whole     whole commands: train.py with 5 folds of 4 epochs and predict.py on the same CSV,
-            against the same by the Trainer with tokenising, validation and the best model's saving
-            at every epoch; seconds and peak memory
+--whole     whole commands: train.py with 4 folds of 3 epochs and predict.py on the same CSV, the
+            same with --jobs 1 --threads 2, and by the Trainer with tokenising, validation and the
+            best model's saving at every epoch; seconds and peak memory of the largest process
+--busy      each command idle, and beside one busy process
 --profile   where the time of our training steps and of prediction goes, by kind of work
+--quick     the first, --busy and --whole, each once, on 150 rows: under ten minutes
 """
 
 import argparse
 import dataclasses
 import json
 import re
-import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ sys.path.insert(0, str(HERE))
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import metrics
 import train
@@ -44,7 +45,7 @@ from support import speed
 from support.cli import parse
 from support.encoders import inspect_encoder, layers_of, load_encoder
 
-BATCH = 16
+BATCH, FOLDS = 16, 4
 
 
 def flags(args, epochs: int) -> list[str]:
@@ -52,13 +53,13 @@ def flags(args, epochs: int) -> list[str]:
     return [*both, "--batch-size", str(BATCH), "--epochs", str(epochs)]
 
 
-def prepare(args) -> SimpleNamespace:
+def prepare(args, folds: int = 5) -> SimpleNamespace:
     """What all ways have in common before a model is loaded."""
     config = parse(Config, flags(args, 1))
     device, precision = speed.resolve_device(config.device, config.precision)
     config = dataclasses.replace(config, device=device, precision=precision)
     table, info = read_table(config.train, config), inspect_encoder(config.model)
-    fold = assign_folds(table.labels, table.hashes, config.stratified_folds, config.fold_seed)
+    fold = assign_folds(table.labels, table.hashes, folds, config.fold_seed)
     dataset = encode(info.tokenizer, table.inputs, config.max_length, table.labels)
     collate = DataCollator(
         info.tokenizer.pad_token_id, config.max_length, config.device, config.precision
@@ -135,75 +136,39 @@ def coach(job, k: int, folder: str, epochs: int, judge: bool):
 
 
 def trainer(args) -> dict:
+    from transformers import TrainerCallback
+
     job = prepare(args)
     with tempfile.TemporaryDirectory() as d:
-        it = coach(job, 0, d, 1, judge=False)
-        start = time.perf_counter()
+        it, start, limit = coach(job, 0, d, 1, judge=False), time.perf_counter(), args.limit
+
+        class Limit(TrainerCallback):
+            def on_step_end(self, args, state, control, **more):
+                control.should_training_stop |= time.perf_counter() - start > limit
+
+        it.add_callback(Limit())
         it.train()
-        taken, start = time.perf_counter() - start, time.perf_counter()
-        it.predict(Rows(job.dataset, np.arange(len(job.table))))
+        taken, rows = time.perf_counter() - start, len(it.train_dataset)
+        rows, start = min(rows, it.state.global_step * BATCH), time.perf_counter()
+        new = Rows(job.dataset, np.arange(len(job.table) if taken < limit else BATCH))
+        it.predict(new)
     seconds = time.perf_counter() - start
-    return {"train": len(it.train_dataset) / taken, "predict": len(job.table) / seconds}
+    return {"train": rows / taken, "predict": len(new) / seconds}
 
 
 def trainer_whole(args) -> dict:
-    """Five folds, and the mean of their probabilities on the same CSV, read and encoded anew."""
-    job, new, total = prepare(args), prepare(args), 0.0
-    for k in range(5):
+    """All folds, and the mean of their probabilities on the same CSV, read and encoded anew."""
+    job, new, total = prepare(args, FOLDS), prepare(args), 0.0
+    for k in range(FOLDS):
         with tempfile.TemporaryDirectory(dir=args.folder) as d:
-            it = coach(job, k, d, 4, judge=True)
+            it = coach(job, k, d, 3, judge=True)
             it.train()
             found = it.predict(Rows(new.dataset, np.arange(len(new.table))))
             total = total + sigmoid(found.predictions)
-    table = pd.DataFrame(total / 5 >= 0.5, columns=EMOTIONS).astype(int)
+    table = pd.DataFrame(total / FOLDS >= 0.5, columns=EMOTIONS).astype(int)
     table.insert(0, "id", new.table.ids)
     table.to_csv(Path(args.folder, "trainer.csv"), index=False)
     return {}
-
-
-class Padded(Dataset):
-    """The notebook's rows: each text tokenised when it is asked for, and padded to 128."""
-
-    def __init__(self, job, which: np.ndarray):
-        self.job, self.which = job, which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, i: int) -> tuple:
-        how = {"truncation": True, "padding": "max_length", "max_length": 128}
-        i, table = self.which[i], self.job.table
-        e = self.job.info.tokenizer(table.texts[i], return_tensors="pt", **how)
-        return e["input_ids"][0], e["attention_mask"][0], torch.tensor(table.labels[i])
-
-
-def notebook(args) -> dict:
-    job = prepare(args)
-    rows, new = Padded(job, np.flatnonzero(job.fold != 0)), Padded(job, np.arange(len(job.table)))
-    device = torch.device(job.config.device)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    model = EmotionClassifier(load_encoder(job.info.path), len(EMOTIONS), "cls", 0.3).to(device)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
-    criterion = torch.nn.functional.binary_cross_entropy_with_logits
-    start = time.perf_counter()
-    for batch in DataLoader(rows, BATCH, shuffle=True, num_workers=2):
-        ids, mask, y = (x.to(device) for x in batch)
-        optimizer.zero_grad()
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            loss = criterion(model(ids, mask), y)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        loss.item()
-    taken, start = time.perf_counter() - start, time.perf_counter()
-    model.eval()
-    with torch.no_grad():
-        for ids, mask, _ in DataLoader(new, BATCH, num_workers=2):
-            model(ids.to(device), mask.to(device)).cpu()
-    return {"train": len(rows) / taken, "predict": len(new) / (time.perf_counter() - start)}
 
 
 # Comparisons
@@ -222,7 +187,7 @@ def in_turns(runs: int, ways: dict) -> dict[str, list]:
 def one(name: str, args):
     """A way in a process of its own: seconds, peak memory, and what it found."""
     result = Path(args.folder, "result.json")
-    where = [args.csv, "--model", args.model, "--folder", args.folder]
+    where = [args.csv, "--model", args.model, "--folder", args.folder, "--limit", args.limit]
     seconds, mb, _ = call([__file__, *where, "--one", name])
     return seconds, mb, json.loads(result.read_text())
 
@@ -232,7 +197,7 @@ def ratios(a: list[float], b: list[float]) -> str:
 
 
 def compare(args) -> None:
-    names = ("ours", *args.against)
+    names = ("ours", "trainer")
     found = in_turns(args.runs, {x: lambda x=x: one(x, args)[2] for x in names})
     job = prepare(args)
     device, precision = job.config.device, job.config.precision
@@ -250,40 +215,69 @@ def compare(args) -> None:
             print(f"| {what}, {name} | {middle(rates)} | {times} | {share:.0%} |")
 
 
-def compare_base(args) -> None:
-    """Our training rate against that of another checkout."""
-    projects = {"ours": (HERE, []), "base": (args.base, shlex.split(args.base_flags))}
-
-    def rate(project: Path, more: list[str]) -> float:
-        with tempfile.TemporaryDirectory(dir=args.folder) as d:
-            return train_rate(project, args, Path(d, "run"), more)
-
-    found = in_turns(args.runs, {name: lambda x=x: rate(*x) for name, x in projects.items()})
-    print(f"\n{torch.get_num_threads()} threads, medians of {args.runs} (lowest to highest)\n")
-    print("| training | rows/s |\n|---|---:|")
-    for name, rates in found.items():
-        print(f"| {name} | {middle(rates, '.1f')} |")
-    print(f"\nours is {ratios(found['ours'], found['base'])} times as fast")
-
-
 def compare_whole(args) -> None:
     """Seconds and peak memory of whole commands."""
 
-    def mine() -> tuple[float, float]:
+    def mine(*more) -> tuple[float, float]:
         with tempfile.TemporaryDirectory(dir=args.folder) as d:
             said = ["--run", f"{d}/run", "--input", args.csv, "--output", f"{d}/ours.csv"]
-            taken = [call([HERE / "train.py", *flags(args, 4), "--out", f"{d}/run"])]
-            taken.append(call([HERE / "predict.py", *said]))
+            trained = [*flags(args, 3), "--folds", FOLDS, "--out", f"{d}/run", *more]
+            taken = [call([HERE / "train.py", *trained]), call([HERE / "predict.py", *said])]
         return sum(x[0] for x in taken), max(x[1] for x in taken)
 
-    ways = {"ours": mine, "trainer": lambda: one("trainer_whole", args)[:2]}
+    ways = {"ours": mine, "ours, --jobs 1 --threads 2": lambda: mine("--jobs", 1, "--threads", 2)}
+    ways["trainer"] = lambda: one("trainer_whole", args)[:2]
     found = in_turns(args.runs, ways)
     print(f"\n{len(prepare(args).table)} rows, medians of {args.runs} (lowest to highest)\n")
-    print("| whole command | seconds | peak memory, MB |\n|---|---:|---:|")
+    print("| whole commands | seconds | ours is x times as fast | peak MB |\n|---|---:|---:|---:|")
+    mine = [seconds for seconds, _ in found["ours"]]
     for name, pairs in found.items():
-        print(f"| {name} | {' | '.join(map(middle, zip(*pairs, strict=True)))} |")
-    a, b = ([seconds for seconds, _ in found[name]] for name in ("trainer", "ours"))
-    print(f"\nours is {ratios(a, b)} times as fast")
+        seconds, mb = zip(*pairs, strict=True)
+        times = ratios(seconds, mine) if name != "ours" else ""
+        print(f"| {name} | {middle(seconds)} | {times} | {middle(mb)} |")
+
+
+def compare_busy(args) -> None:
+    """Rates of each command alone, and beside a process that never waits."""
+    run = Path(args.folder, "run")
+
+    def training(*more) -> float:
+        with tempfile.TemporaryDirectory(dir=args.folder) as d:
+            call([HERE / "train.py", *flags(args, 1), "--folds", 2, "--out", d, *more])
+            logs = Path(d).glob("fold_*/log.jsonl")
+            return sum(json.loads(log.read_text())["rows_per_s"] for log in logs)
+
+    def predicting(*more) -> float:
+        output = ["--output", Path(args.folder, "s.csv")]
+        how = more or ("--input", args.csv, *output)
+        return len(rows.table) / call([HERE / "predict.py", "--run", run, *how])[0]
+
+    call([HERE / "train.py", *flags(args, 1), "--folds", 2, "--out", run])
+    rows = prepare(args)
+    ways = {"train.py": training, "train.py --fold 0": lambda: training("--fold", 0)}
+    ways["train.py --folds 1"] = lambda: training("--folds", 1)
+    ways |= {
+        "predict.py": predicting,
+        "predict.py --text": lambda: predicting("--text", "so happy"),
+    }
+    ways["trainer"] = lambda: one("trainer", args)[2]["train"]
+    print("| rows/s | idle | beside a busy process | kept |\n|---|---:|---:|---:|")
+    for name, way in ways.items():
+        idle, busy = [], []
+        for _ in range(args.runs):
+            idle.append(way())
+            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+                busy.append(way())
+                other.kill()
+        kept = statistics.median(busy) / statistics.median(idle)
+        print(
+            f"| {name} | {middle(idle, '.1f')} | {middle(busy, '.1f')} | {kept:.0%} |", flush=True
+        )
+
+
+def quick(args) -> None:
+    for mode in (compare, compare_busy, compare_whole):
+        mode(args)
 
 
 def peak(device: str, precision: str) -> float:
@@ -368,30 +362,33 @@ def profile(args) -> None:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
-    ways, hidden = ("trainer", "notebook"), argparse.SUPPRESS
+    hidden = argparse.SUPPRESS
     parser.add_argument("csv", nargs="?", default=str(HERE / "examples/train.csv"))
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
-    parser.add_argument("--against", nargs="+", choices=ways, default=ways)
-    parser.add_argument("--base", type=Path)
-    parser.add_argument("--base-flags", default="", help='more flags for it: "--ema 0"')
-    parser.add_argument("--whole", action="store_true")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--one", choices=("ours", *ways, "trainer_whole"), help=hidden)
+    parser.add_argument(
+        "--limit", type=float, default=600, help="seconds of the Trainer's training"
+    )
+    modes = {"--whole": compare_whole, "--busy": compare_busy, "--profile": profile}
+    modes["--quick"] = quick
+    for mode in modes:
+        parser.add_argument(mode, action="store_true")
+    parser.add_argument("--one", choices=("ours", "trainer", "trainer_whole"), help=hidden)
     parser.add_argument("--folder", help=hidden)
     args = parser.parse_args()
     if args.one:
         result = json.dumps(globals()[args.one](args))
         Path(args.folder, "result.json").write_text(result)
         return
-    modes = {compare_base: args.base, compare_whole: args.whole, profile: args.profile}
+    if args.quick:
+        args.rows, args.runs, args.limit = args.rows or 150, 1, 60
     with tempfile.TemporaryDirectory() as args.folder:
         if args.rows:
             rows = pd.read_csv(args.csv, dtype=str, keep_default_na=False)[: args.rows]
             args.csv = f"{args.folder}/rows.csv"
             rows.to_csv(args.csv, index=False)
-        next((mode for mode, asked in modes.items() if asked), compare)(args)
+        next((work for mode, work in modes.items() if vars(args)[mode[2:]]), compare)(args)
 
 
 if __name__ == "__main__":

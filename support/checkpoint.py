@@ -18,7 +18,6 @@ from support.files import atomic_write, describe, file_sha256, write_json
 from support.run import Run
 
 STATE_EVERY = 600.0  # seconds between states within an epoch
-SAY_EVERY = 60.0  # seconds between lines within an epoch, where no progress bar is shown
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -66,14 +65,6 @@ class Progress:
         """`steps`: the row numbers of each step of the epoch, also of those that are done."""
         self.steps, self.first, self.clock = steps, self.step, time.monotonic()
 
-    def line(self) -> str:
-        """How far the epoch is: step, loss, rows per second, time left."""
-        seconds, done = time.monotonic() - self.clock, self.steps[self.first : self.step]
-        rate, loss = sum(map(len, done)) / seconds, float(self.losses[self.step - 1, 0])
-        left = sum(map(len, self.steps[self.step :])) / rate
-        where = f"fold {self.fold} epoch {self.epoch + 1}: step {self.step} of {len(self.steps)}"
-        return f"{where} | loss {loss:.4f} | {rate:.0f} rows/s | {left / 60:.1f} minutes left"
-
     def end_of_steps(self, taken: int) -> None:
         """After the epoch's steps: their mean loss, and rows per second."""
         self.check_finite()
@@ -116,7 +107,7 @@ class Checkpoint:
     def __init__(self, run: Run, k: int, signals, ranks, progress: Progress, state: dict):
         self.run, self.folder, self.signals, self.ranks = run, run.fold(k), signals, ranks
         self.progress, self.state = progress, {**state, "progress": progress}
-        self.saved_at = self.said_at = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def load(self) -> None:
         """Go on from state.pt, if there is one."""
@@ -126,6 +117,7 @@ class Checkpoint:
             p = self.progress
             where = f"epoch {p.epoch + 1}, step {p.step} of {len(p.losses)}"
             print(f"fold {p.fold}: goes on at {where}", flush=True)
+            self.run.bar.update(p.epoch * len(p.losses) + p.step)
 
     def save(self) -> None:
         """A state that is not finite is refused (UserError)."""
@@ -140,9 +132,7 @@ class Checkpoint:
         p, both = self.progress, torch.stack([loss, norm])
         p.losses[p.step] = self.ranks.sum(both) / self.ranks.size
         p.step += 1
-        if not sys.stderr.isatty() and time.monotonic() - self.said_at > SAY_EVERY:
-            print(p.line(), flush=True)
-            self.said_at = time.monotonic()
+        self.run.bar.update(1)
         self.signals.check()
         if time.monotonic() - self.saved_at > STATE_EVERY:
             self.save()
@@ -154,7 +144,7 @@ class Checkpoint:
         try:
             yield
             self.signals.check()
-        except Interrupted:
+        except (Interrupted, BrokenPipeError):  # nobody reads what it says: train.py was killed
             self.save()
             raise
         except RuntimeError:

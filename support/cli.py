@@ -10,11 +10,10 @@ import os
 import signal
 import sys
 import typing
-import unicodedata
-from pathlib import Path
 from typing import Literal
 
 from config import Config
+from support.csvfile import check_file
 from support.errors import UserError, exit_codes
 
 
@@ -41,10 +40,6 @@ def parse(kind: type, argv: list[str] | None = None):
         names = ", ".join(unknown)
         raise UserError(f"--config: unknown keys {names}; known are {', '.join(known)}")
     config = checked(kind(**(values | given)))
-    if kind is Config:  # names that look alike are alike
-        labels = [unicodedata.normalize("NFC", name.strip()) for name in config.labels]
-        if labels != config.labels:
-            config = checked(dataclasses.replace(config, labels=labels))
     if kind is Config and config.valid and (config.fold_column or config.folds not in (None, 1)):
         other = "--fold-column" if config.fold_column else "--folds"
         raise UserError(f"--valid gives the held-out rows - leave {other} out")
@@ -113,18 +108,22 @@ def _check(f: dataclasses.Field, value) -> None:
 
 def _read_config(path: str) -> dict:
     try:
-        if not Path(path).is_file():  # a pipe would be waited for
-            raise OSError("no such file")
-        return {**json.loads(Path(path).read_text(encoding="utf-8-sig"))}
+        return {**json.loads(check_file(path, "--config").read_text(encoding="utf-8-sig"))}
     except (OSError, TypeError, ValueError, RecursionError) as e:
         raise UserError(f"--config {path}: not readable as JSON, or no JSON object ({e})") from None
 
 
 def check_flags(kind: type) -> None:
-    """For a script's first lines: --help and a mistyped flag answer before torch is imported."""
+    """For a script's first lines: --help and a mistyped flag answer; then torch is imported."""
     if code := exit_codes(lambda argv: parse(kind, argv) and 0)():
         sys.exit(code)
     alone = "ipykernel" not in sys.modules  # in a notebook the handler would end its kernel
     if alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # No traceback of the imports.
         signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+    if alone and not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
+        # Threads that wait for each other sleep: spinning, they crawl beside another busy process.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        import torch  # noqa: F401  reads it
+
+        del os.environ["OMP_WAIT_POLICY"]

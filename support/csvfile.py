@@ -7,7 +7,6 @@ import contextlib
 import csv
 import difflib
 import gzip
-import itertools
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,15 +38,8 @@ def check_file(path: str | Path, what: str) -> Path:
 XLSX = 'pandas.read_excel("FILE").to_csv("new.csv", index=False), or save it as CSV'
 FORMATS = {
     b"PK\x03\x04": ("a zip or Excel file", f"unpack it; of Excel's: {XLSX}"),
-    b"\xd0\xcf\x11\xe0": ("an old Excel file", XLSX),
     b"\x1f\x8b": ("a gzip file", "name it .csv.gz"),
-    b"BZh": ("a bzip2 file", "unpack it: bunzip2 FILE"),
-    b"\xfd7zXZ": ("an xz file", "unpack it: unxz FILE"),
     b"PAR1": ("a Parquet file", 'pandas.read_parquet("FILE").to_csv("new.csv", index=False)'),
-    b"SQLite format": ("an SQLite file", "export the table as CSV"),
-    b"{": ("JSON", 'pandas.read_json("FILE", lines=True).to_csv("new.csv", index=False)'),
-    b"[": ("JSON", 'pandas.read_json("FILE").to_csv("new.csv", index=False)'),
-    b"<": ("HTML or XML", "download the CSV itself, not a page about it"),
 }
 
 
@@ -99,15 +91,12 @@ def _fault(path: str, width: int) -> UserError:
 def read_header(path: str) -> list[str]:
     """The column names, stripped. UserError for an empty file, a doubled name, another format."""
     check_format(check_file(path, "a CSV"))
-    if (header := next(_records(path), None)) is None:
-        raise UserError(f"{path}: the file is empty - it needs a header and rows")
+    header = next(_records(path), [])
     if not any(header):
-        raise UserError(f"{path}:1: the header is empty")
+        raise UserError(f"{path}:1: the file or its header is empty - it needs a header and rows")
     header = [unicodedata.normalize("NFC", name.strip("\ufeff \t")) for name in header]
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise UserError(f"{path}:1 column {twice[0]!r}: stands twice in the header - rename one")
-    if header[0].lower().startswith("sep="):
-        raise UserError(f"{path}:1: {header[0]!r} is no header - remove this line, use commas")
     if sep := next((s for s in ";\t|" if len(header) == 1 and s in header[0]), None):
         raise UserError(f"{path}:1: {header[0]!r:.60} - separate the fields by commas, not {sep!r}")
     return header
@@ -147,12 +136,10 @@ def check_columns(path: str, header: list[str], labels: list[str], required: boo
     lacks = f"no label column {', '.join(missing)}"
     if missing and required:
         found = f"the columns are {', '.join(map(repr, header))[:300]}"
-        mend = "name yours" if len(missing) == len(labels) else "add it, or name others"
-        if near := difflib.get_close_matches(missing[0], header, 1, 0.8):
-            mend = f"did you mean {near[0]!r}? Name it"
-        elif len(missing) == len(labels) and (lines := split_labels(path, header)):
-            raise UserError(f"{path}:1: {lacks}, but label names in one column - split it: {lines}")
-        raise UserError(f"{path}:1: {lacks}; {found} - {mend} with --labels")
+        mend = "add it, or name others with --labels"
+        if len(missing) == len(labels):
+            mend = "name yours with --labels; label names in one column: docs/troubleshooting.md"
+        raise UserError(f"{path}:1: {lacks}; {found} - {mend}")
     if len(labels) > len(missing) > 0:
         warn(f"{path}: {lacks} - no scores are printed")
 
@@ -168,22 +155,6 @@ def check_named(path: str, header: list[str], named: list[str], labels, text_col
             raise UserError(f"{path}:1: column {name!r} is {use[name]} - name another one")
         if named.count(name) > 1:
             raise UserError(f"column {name!r} is named by two flags - each needs its own column")
-
-
-def split_labels(path: str, header: list[str]) -> str | None:
-    """The pandas that makes 0/1 columns of a column of label names, where there is such a one."""
-    rows = [row for row in itertools.islice(_records(path), 1, 300) if len(row) == len(header)]
-    for j, name in enumerate(header):
-        cells = [row[j] for row in rows]
-        sep = next((s for s in "#|;," if any(s in cell for cell in cells)), "|")
-        names = {n.strip(" []'\"") for cell in cells for n in cell.split(sep)} - {""}
-        few = 1 < len(names) <= max(2, len(cells) // 2) and max(map(len, names)) <= 40
-        if few and name != "id":
-            read = f'df = pandas.read_csv("{Path(path).name}", dtype=str, keep_default_na=False)'
-            clean = '.str.replace(r"[]\'\\[ ]", "", regex=True)' if "[" in cells[0] else ""
-            dummies = f'df["{name}"]{clean}.str.get_dummies("{sep}")'
-            drop = f'df.drop(columns="{name}")'
-            return f'{read}; {drop}.join({dummies}).to_csv("new.csv", index=False)'
 
 
 def read_frames(path: str, header: list[str], rows: int | None):

@@ -1,22 +1,18 @@
 """Pretrained encoders: found, checked and loaded, with errors in one line."""
 
 import contextlib
-import functools
 import hashlib
 import inspect
-import json
 import os
 import re
 import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from safetensors import SafetensorError
+from huggingface_hub import is_offline_mode
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
@@ -27,12 +23,6 @@ from support.files import file_sha256, writing
 
 # of the file that sentence-transformers/all-MiniLM-L6-v2 publishes
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json"),
-    *("spm.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model"),
-)
-DAMAGED = (json.JSONDecodeError, UnicodeDecodeError, EOFError, UnpicklingError, SafetensorError)
-warn_once = functools.cache(warn)  # each fold loads the encoder
 
 
 def unfit(name: str, why: str) -> UserError:
@@ -48,13 +38,9 @@ def find_encoder(name: str) -> str:
         if "env.json" in files and "head.safetensors" not in files:
             fold = shlex.quote(str(Path(name, "fold_0")))
             raise unfit(name, f"is a run - name one of its folds: --model {fold}")
-        if "adapter_config.json" in files:
-            mend = "merge it first: PeftModel's merge_and_unload(), then save_pretrained"
-            raise unfit(name, f"the folder holds an adapter (adapter_config.json) - {mend}")
-        if "config.json" not in files:
-            raise unfit(name, "the folder holds no config.json - give one saved by save_pretrained")
-        if not files.intersection(TOKENIZER_FILES):
-            raise unfit(name, "the folder holds no tokenizer file (tokenizer.json, vocab.txt ...)")
+        if "config.json" not in files or "adapter_config.json" in files:
+            why = "the folder holds no config.json, or an adapter"
+            raise unfit(name, f"{why} - give a whole model, merged and saved by save_pretrained")
     elif os.path.exists(name) or not re.fullmatch(r"(?![/.~])[\w.-]+(/[\w.-]+)?", name):
         raise unfit(name, "no such folder - give a folder, or a Hub name such as bert-base-uncased")
     return name
@@ -72,12 +58,6 @@ def bundled_encoder() -> str:
     return path
 
 
-def hub_revision(path: str) -> str | None:
-    """The commit of a Hub model in the cache; None for folders."""
-    found = None if os.path.isdir(path) else try_to_load_from_cache(path, "config.json")
-    return Path(found).parent.name if isinstance(found, str) else None
-
-
 @contextlib.contextmanager
 def plain_errors(name: str):
     """transformers' many ways to say that a model can't be had, as one line."""
@@ -87,13 +67,7 @@ def plain_errors(name: str):
         raise
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
         why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
-        mend = "give a folder as save_pretrained writes it, or another encoder"
-        if isinstance(e, DAMAGED) or "JSON" in why:
-            mend = "use a sound copy"
-        elif isinstance(e, ImportError):
-            mend = "install what it names"
-        elif "model_type" in why:
-            mend = 'add "model_type" to its config.json'
+        mend = "give a sound copy, as save_pretrained writes it, or install what is missing"
         line = f"can't be loaded ({type(e).__name__}: {why}) - {mend}"
         if "custom code" in str(e):
             line = "it needs program code of its own, which is never run - choose another"
@@ -182,17 +156,9 @@ def load_encoder(path: str) -> nn.Module:
         options |= skeleton(config)[1]
         encoder, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
     if lacking := [k for k in info["missing_keys"] if "pooler" not in k]:
-        others = set(info["unexpected_keys"])
-        for key in others:
-            prefix = key.removesuffix(lacking[0])
-            if key != prefix and prefix and {prefix + k for k in lacking} <= others:
-                why = f"its weights are named {prefix!r} before {lacking[0]} ..."
-                raise unfit(path, f"{why} - save the model inside: model.{prefix}save_pretrained()")
         lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
-        raise unfit(path, f"{lacks} - config.json and the weights file belong to different models")
-    if unused := [k for k in info["unexpected_keys"] if re.search(r"\blayers?\.\d", k)]:
-        what = f"config.json leaves out {len(unused)} weights of whole layers"
-        warn_once(f"--model {path}: {what} (such as {unused[0]})")
+        mend = "use config.json and weights of one model, saved without a wrapper around it"
+        raise unfit(path, f"{lacks} - {mend}")
     return encoder
 
 

@@ -16,6 +16,7 @@ def rank_and_size() -> tuple[int, int]:
 
 
 LEADS = rank_and_size()[0] == 0  # the process that prints, writes and heeds signals
+HELPER = bool(os.environ.pop("TRAIN_HELPER", ""))  # started by train.py to train folds beside it
 
 
 class UserError(Exception):
@@ -83,8 +84,7 @@ def _ending(e: BaseException) -> tuple[str, int | None]:
     what = " ".join(str(e).split())[:200]
     full = "out of memory|allocate memory|ALLOC_FAILED|Invalid buffer size"
     if isinstance(e, MemoryError) or re.search(full, what):
-        mend = "free some, and the same command goes on; to train anew, a smaller --batch-size"
-        mend += " with a larger --accumulate takes equal steps"
+        mend = "free some, and the same command goes on; or see --batch-size and --accumulate"
         return f"error: out of memory ({what}) - {mend}", 1
     return ("", None) if LEADS else (f"rank {os.environ['RANK']}: {what}", 1)
 

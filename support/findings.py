@@ -37,8 +37,6 @@ class Findings:
     def add_rows(self, frame, texts: list[str], labels: list[str]) -> None:
         self.rows += len(texts)
         self.counts["blank line(s) skipped"] += frame.attrs["blank_lines"]
-        headers = (frame == list(frame.columns)).all(axis=1)
-        self.counts["rows repeat the header - remove them"] += int(headers.sum())
         ids = frame["id"].tolist() if "id" in frame else [""] * len(texts)
         if "id" in frame:
             self.ids.append(np.array([hash(i) for i in ids], np.int64))
@@ -46,8 +44,6 @@ class Findings:
             if "\n" in text and (n := count_records(text, i, list(frame.columns), labels)):
                 self.swallowed[str(row)] = n
         self.texts["are blank; they are kept"] += sum(map(is_blank, texts))
-        nul = sum("\0" in text for text in texts)
-        self.texts["hold NUL characters; the tokenizer drops them"] += nul
 
     @property
     def scored(self) -> bool:
@@ -71,8 +67,6 @@ class Findings:
         for words, count in said.items():
             if count:
                 warn(f"{self.path}: {count} {words}")
-        if not self.rows:
-            warn(f"{self.path}: no rows; the output is a header alone")
 
     def check_labels(self, labels: list[str]) -> None:
         """UserError for cells that are not 0/1, and for columns that may be forgotten labels."""

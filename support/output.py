@@ -12,10 +12,10 @@ import numpy as np
 
 from config import Config, PredictConfig
 from support.csvfile import check_file
-from support.errors import UserError, warn
+from support.errors import UserError
 from support.files import commit, locked, read_json, write_json, writing
 
-ENDINGS = (".csv", ".csv.gz", ".tsv")
+ENDINGS = (".csv", ".csv.gz")
 
 
 def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
@@ -41,35 +41,31 @@ def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
             (same or paths.count(path) > 1, path, different),
             (of_run, path, "lies in the run - name a new .csv elsewhere"),
             (str(path) in own, path, "is what the run was trained on"),
-            # that of its .part is longer
-            (len(os.fsencode(path.name)) > 220, path, "File name too long - choose a shorter one"),
             (not os.path.isdir(folder), folder, "no such folder - make it first"),
             (not os.access(folder, os.W_OK), folder, "not writable - choose another folder"),
-            (not path.name.endswith(ENDINGS), path, "name it .csv, .csv.gz or .tsv"),
+            (not path.name.endswith(ENDINGS), path, "name it .csv or .csv.gz"),
             (held and not os.path.exists(part / "lock"), part, "is in the way - move it elsewhere"),
         ):
             if wrong:
                 raise UserError(f"{where}: {words}")
-    if config.calibrate and not config.probabilities:
-        warn("--calibrate changes probabilities alone, no verdicts - see --probabilities")
     return paths
 
 
-def csv_text(rows: list[list], delimiter: str = ",") -> str:
+def csv_text(rows: list[list]) -> str:
     """Rows as CSV that reads back the same: a lone carriage return wants quotes everywhere."""
     text = io.StringIO()
     bare = any("\r" in x for row in rows for x in row if isinstance(x, str))
     quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    options = {"lineterminator": "\n", "quoting": quoting, "delimiter": delimiter}
+    options = {"lineterminator": "\n", "quoting": quoting}
     csv.writer(text, **options).writerows(rows)
     return text.getvalue()
 
 
-def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool, delimiter=","):
+def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool):
     """Rows of id and values (0/1, or probabilities to 9 digits) as CSV text."""
     cell = int if values.dtype == bool else "{:.9g}".format
     rows = [[i, *map(cell, row)] for i, row in zip(ids, values.tolist(), strict=True)]
-    return csv_text([["id", *labels], *rows] if header else rows, delimiter)
+    return csv_text([["id", *labels], *rows] if header else rows)
 
 
 class GrowingCSV:
@@ -100,17 +96,16 @@ class GrowingCSV:
 
     def append(self, ids: list[str], progress, *values: np.ndarray) -> None:
         """Write one chunk: the values of each file as text, and how far the files are with it."""
-        header, texts = self.chunks == 0, []
-        for path, v in zip(self.paths, values, strict=False):
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            texts.append(to_csv(ids, v, self.labels, header, delimiter))
+        header = self.chunks == 0
+        files = zip(self.paths, values, strict=False)
+        texts = [to_csv(ids, v, self.labels, header) for _, v in files]
         self.done += len(ids)
         chunk = {"key": self.key, "done": self.done, "progress": progress, "texts": texts}
         write_json(self.place(self.chunks), chunk, seal=True)
         self.chunks += 1
 
     def finish(self) -> None:
-        """Put the chunks together, give the files their names, and show the first lines."""
+        """Put the chunks together and give the files their names."""
         for i, (path, part) in enumerate(zip(self.paths, self.parts, strict=True)):
             with writing(path):
                 with open(part / "whole", "wb") as f:
@@ -118,8 +113,6 @@ class GrowingCSV:
                         raw = read_json(self.place(n), sealed=True)["texts"][i].encode()
                         f.write(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
                 commit(part / "whole", path)
-        text = read_json(self.place(0), sealed=True)["texts"][0]
         for part in self.parts:
             shutil.rmtree(part)
         print("\n".join(f"wrote {path} ({self.done} rows)" for path in self.paths))
-        print("\n".join(text.split("\n")[:6]).rstrip("\n"))

@@ -27,6 +27,7 @@ class Ranks:
         self.restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
     def __enter__(self) -> "Ranks":
+        self.threads = torch.get_num_threads()
         if self.size > 1:
             if not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}:
                 raise UserError(f"WORLD_SIZE={self.size}, but not by torchrun - unset it")
@@ -41,6 +42,7 @@ class Ranks:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        torch.set_num_threads(self.threads)  # as a notebook had them
         if self.size > 1 and error is None:
             dist.destroy_process_group()  # after an error it would wait for the others in vain
 

@@ -4,7 +4,6 @@ y and pred (N, C), p (N, C), th (C,): out-of-fold rows; `pred` is the cross-fitt
 """
 
 import os
-import warnings
 
 import numpy as np
 
@@ -26,11 +25,10 @@ def say_data(data, names: list[str], dataset, tokenizer, folds: np.ndarray) -> N
     conflicts = len({*zip(group.tolist(), kinds, strict=True)}) - len(times)
     unk = np.mean(dataset.ids == tokenizer.unk_token_id)  # ModernBERT, say, has none: 0
     first = tokenizer.convert_ids_to_tokens(dataset[0]["input_ids"].tolist())
-    kept = "kept in one fold; " if data.folds is None else ""
     lines = [
         f"rows {n} | label combinations {len({*kinds})}"
         f" | rows with no label {1 - y.any(1).mean():.1%}"
-        f" | duplicate texts {n - len(times)} ({kept}{conflicts} with other labels)",
+        f" | duplicate texts {n - len(times)} ({conflicts} with other labels)",
         f"tokens per text: median {int(np.median(lengths))}, longest {lengths.max()}"
         f" | cut at --max-length: {dataset.cut / n:.1%} | unknown tokens: {unk:.2%}",
         f"label: share (positives {'never held out, ' if -1 in folds else ''}in each fold)",
@@ -43,13 +41,6 @@ def say_data(data, names: list[str], dataset, tokenizer, folds: np.ndarray) -> N
         if total == max(held) or not any(held) or total < max(5, len(held)):
             few = f"{total} positives for {len(held)} folds, {sum(held)} of them held out"
             warn(f"label {name}: {few} - its scores will mean little")
-        elif y[:, j].all():
-            warn(f"label {name}: every row has it - nothing can be learned about it")
-    if times.max() >= max(10, n / 100):
-        mine = group == times.argmax()
-        shares = ", ".join(f"{x} {y[mine, j].mean():.2f}" for j, x in enumerate(names))
-        text = data.texts[int(mine.argmax())][:40]
-        warn(f"{times.max()} rows have the text {text!r}; their labels: {shares}")
     if unk > 0.05:
         warn(f"{unk:.1%} of the tokens are unknown to this tokenizer (emoji or another script?)")
     print("\n".join([*lines, "row 0: " + " ".join(first)[:200]]), flush=True)
@@ -162,9 +153,7 @@ def draw_report(f, log: list[dict], y, p, pred, th, draws, names: list[str], tit
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, loc="best")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # labels in a script the font lacks
-        figure.savefig(f, format="png", metadata={"Software": None})
+    figure.savefig(f, format="png", metadata={"Software": None})
 
 
 def draw_epochs(losses, f1s, log: list[dict]) -> None:

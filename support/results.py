@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from support.csvfile import check_file
 from support.errors import UserError, warn
 from support.files import damage, file_sha256, read_json, read_npy
 from support.run import Run
+from support.speed import free_memory
 
 
 def find_run(folder: str | None) -> Run:
@@ -28,11 +28,6 @@ def find_run(folder: str | None) -> Run:
     path = Path(str(folder))
     if not os.path.isdir(path):
         raise UserError(f"--run {path}: no such run folder - give one that train.py made")
-    if (path / "head.safetensors").is_file():
-        whole = shlex.quote(str(path.parent))
-        raise UserError(f"--run {path}: is one fold of a run - give --run {whole}")
-    if inside := ", ".join(sorted(p.parent.name for p in path.glob("*/env.json"))[:9]):
-        raise UserError(f"--run {path}: is no run - name one of those in it: {inside}")
     run, again = Run(path), "run the same train.py command again; it"
     missing = ", ".join(f"fold {k}" for k in run.missing())
     if missing or not (path / "DONE.json").exists():
@@ -61,9 +56,7 @@ def read_platt(run: Run, labels: list[str]) -> np.ndarray:
 
 def fits_in_memory(run: Run, device: str) -> bool:
     """Whether all folds take less than half of the memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if device == "cuda":
-        memory = torch.cuda.mem_get_info()[0]
+    memory = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
     return 2 * sum(p.stat().st_size for p in run.path.glob("fold_*/model.safetensors")) < memory
 
 
@@ -76,8 +69,8 @@ def check_texts(texts) -> list[str]:
         raise UserError(f"texts: is a {type(texts).__name__} - {mend}")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            mend = "give '' for a blank text" if text is None or text != text else "give a str"
-            raise UserError(f"texts[{i}]: is {text!r:.40}, a {type(text).__name__} - {mend}")
+            what = f"is {text!r:.40}, a {type(text).__name__}"
+            raise UserError(f"texts[{i}]: {what} - give a str, '' for a blank text")
     return list(texts)
 
 
@@ -91,10 +84,7 @@ def read_thresholds(given, run: Run, labels: list[str]) -> np.ndarray:
             raise UserError(f"thresholds: are for {sorted(given)}, the run's labels are {labels}")
         given = [given[name] for name in labels]
     if isinstance(given, (list, tuple, np.ndarray)):
-        try:
-            return check_thresholds("thresholds", np.array(given, dtype=np.float64), labels)
-        except (TypeError, ValueError):
-            raise UserError(f"thresholds: {given!r:.40} are no numbers") from None
+        return check_thresholds("thresholds", np.array(given, dtype=np.float64), labels)
     with contextlib.suppress(TypeError, ValueError):  # None, or a path
         same = np.full(len(labels), float(given))
         return check_thresholds(f"--thresholds {given}", same, labels)
@@ -117,9 +107,8 @@ def read_thresholds(given, run: Run, labels: list[str]) -> np.ndarray:
 
 def check_thresholds(where, th: np.ndarray, labels: list[str]) -> np.ndarray:
     if th.shape != (len(labels),):
-        raise UserError(
-            f"{where}: shape {th.shape}, but the run has {len(labels)} labels - use its own"
-        )
+        what = f"shape {th.shape}, but the run has {len(labels)} labels"
+        raise UserError(f"{where}: {what} - use its own")
     for name, value in zip(labels, th, strict=True):
         if not 0 <= value <= 1:  # nan as well
             raise UserError(f"{where}: threshold of {name} is {value} - must lie between 0 and 1")

@@ -8,8 +8,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,13 +18,13 @@ import torch
 import transformers
 
 from config import HERE, Config
-from support.encoders import EncoderInfo, hub_revision
-from support.errors import UserError, warn
+from support.encoders import EncoderInfo
+from support.errors import HELPER, UserError, warn
 from support.files import atomic_write, damage, describe, file_sha256, json_sha256, locked
 from support.files import read_json, read_npy, sweep, write_json, writing
 
 PACKAGES = (torch, transformers, tokenizers, safetensors, np)
-ONLY_SHOWING = tuple(f"support/{name}.py" for name in ("cli", "errors", "report"))
+ONLY_SHOWING = tuple(f"support/{name}.py" for name in ("cli", "errors", "jobs", "report"))
 AROUND = ("tests", "benchmarks", "tools")  # programs and tests around a run
 
 
@@ -44,12 +42,6 @@ def code_sha256() -> dict[str, str]:
     return {name: file_sha256(HERE / name) for name in names}
 
 
-def git_commit() -> str | None:
-    command = ["git", "-C", HERE, "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git here, or no clone
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-
-
 class Run:
     """One run folder. `key` stands for what must be the same to go on: settings, data, code."""
 
@@ -57,12 +49,14 @@ class Run:
         try:
             self.same = read_json(path / "env.json", sealed=True)["same"]
         except UserError as e:
-            raise UserError(f"{e} - no run; or put it back (else train.py --restart)") from e
+            mend = "name the folder of a whole run, or put the file back (else train.py --restart)"
+            raise UserError(f"{e} - {mend}") from e
         self.path, self.folds = path, self.same["settings.folds"]
         self.key = json_sha256(self.same)[:16]
+        self.bar = None  # over the steps, while it is trained
 
     @staticmethod
-    def place(config: Config, data_sha256: str, parameters: int) -> Path:
+    def place(config: Config, data_sha256: str) -> Path:
         """The run folder of a command. UserError for one that can't be used, before any work."""
         identity = config.identity
         if os.path.isdir(config.model):  # however its path is written
@@ -71,20 +65,8 @@ class Run:
         path = Path(config.out or Path("runs", name))
         # Once, as another process may be making the run.
         names = os.listdir(path) if os.path.isdir(path) else []
-        if os.path.lexists(path) and not os.path.isdir(path):
-            raise UserError(f"--out {path}: is a file - name a folder")
-        needed = (Path.cwd(), config.model, config.train, config.valid or config.train)
-        for used in needed if config.restart else ():
-            if Path(used).resolve().is_relative_to(path.resolve()):
-                raise UserError(f"{path}: --restart can't rename it, {used} is in use - see --out")
         if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
             raise UserError(f"--out {path}: holds files that are no run - choose another folder")
-        free = shutil.disk_usage(next(p for p in (path, *path.parents) if os.path.isdir(p))).free
-        if not config.restart:
-            free += sum(p.stat().st_size for p in path.glob("fold_*/*.safetensors"))
-        need = (config.folds + 8) * 4 * parameters
-        if free < need and (config.restart or "DONE.json" not in names):
-            raise UserError(f"{path}: {free / 1e9:.2f} GB free, not {need / 1e9:.2f} - make room")
         return path
 
     @classmethod
@@ -118,15 +100,15 @@ class Run:
 
     def unfinished(self, only: int | None = None):
         """Yield, under its lock, each fold that is neither finished nor held by another process."""
+        at_first = self.missing()
         for k in [k for k in range(self.folds) if only in (None, k)]:
             with locked(self.fold(k) / "lock") as free:
                 wrong = damage(self.fold(k), self.key) if free and self.done(k) else ""
-                if not free:
-                    print(f"fold {k}: another process is at work on it", flush=True)
-                elif wrong is None:
+                if free and wrong is None:
                     (self.fold(k) / "state.pt").unlink(missing_ok=True)
-                    print(f"fold {k}: finished before, left as it is", flush=True)
-                else:
+                    if not (HELPER or k in at_first):
+                        print(f"fold {k}: finished before, left as it is", flush=True)
+                elif free:
                     if wrong:
                         print(f"{wrong} - fold {k} is trained again", flush=True)
                     sweep(self.fold(k), everything=bool(wrong))
@@ -182,8 +164,6 @@ def start_run(path: Path, config: Config, data, info: EncoderInfo, ranks, argv) 
     env = {
         "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
         "host": {"platform": platform.platform(), "device": card},
-        "hub_revision": hub_revision(info.path),
-        "git_commit": git_commit(),
         "same": same,
     }
     if ranks.leads:

@@ -1,15 +1,15 @@
-"""What makes training fast without changing what is learned: device and autocast type.
+"""What makes training fast without changing what is learned: device, threads, tokens, masks."""
 
-`TokenTable`: train only the rows of the token table that occur. `fast_dropout`: masks of the same
-distribution, drawn faster (CPU only).
-"""
+import contextlib
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from support.errors import UserError
 
@@ -29,9 +29,40 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     return device, "bf16" if device == "cpu" and fast else "fp32"
 
 
-def autocast(device: str, precision: str):
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+def free_memory() -> float:
+    """Bytes, also under a container's limit; half of the whole where the system doesn't tell."""
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2]
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable")] or free
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        limit, used = (Path(f"/sys/fs/cgroup{group}/memory.{x}") for x in ("max", "stat"))
+        free.append(int(limit.read_text()) - int(used.read_text().split()[1]))
+    return min(free)
+
+
+ONE_AT_A_TIME = threading.Lock()  # torch's number of threads is one for all
+
+
+def in_threads(work, items: list, device: str):
+    """Yield work(item) of each item in order. On a CPU by Python threads, which share the cores.
+
+    torch's own threads wait for each other thousands of times a batch: slower, and beside another
+    busy process they crawl.
+    """
+    if device != "cpu":  # one queue of kernels
+        yield from map(work, items)
+        return
+    with ONE_AT_A_TIME:
+        cores = torch.get_num_threads()
+        workers = min(cores, 8)  # more would wait for Python
+        alone = functools.partial(torch.set_num_threads, cores // workers)
+        try:
+            with ThreadPoolExecutor(workers, initializer=alone) as pool:
+                yield from pool.map(work, items[:1])  # BigBird changes itself in its first batch
+                yield from pool.map(work, items[1:])
+        finally:
+            torch.set_num_threads(cores)
 
 
 class TokenTable(nn.Module):
@@ -94,35 +125,9 @@ class ByteDropout(nn.Dropout):
         return super().forward(x)
 
 
-def byte_attention(module, query, key, value, mask, dropout=0.0, scaling=None, **kwargs):
-    """transformers' SDPA; where it drops out weights on a CPU, the same sums with `byte_dropout`.
-
-    query, key, value (B, heads, T, d) -> (B, T, heads, d), None.
-    """
-    causal = mask is None and getattr(module, "is_causal", True)
-    plain = not causal and kwargs.get("position_bias") is None
-    grouped = getattr(module, "num_key_value_groups", 1) > 1
-    if not (dropout and plain and not grouped and query.device.type == "cpu"):
-        return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **kwargs)
-    scale = scaling or query.shape[-1] ** -0.5
-    weights = (query * scale) @ key.transpose(-1, -2)  # (B, heads, T, T)
-    if mask is not None and mask.dtype == torch.bool:
-        weights = weights.masked_fill(~mask, -torch.inf)
-    elif mask is not None:
-        weights = weights + mask
-    weights = byte_dropout(weights.softmax(-1), dropout)
-    return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("sdpa_byte_dropout", byte_attention)
-AttentionMaskInterface.register("sdpa_byte_dropout", sdpa_mask)
-
-
 def fast_dropout(encoder: nn.Module) -> None:
-    """Use the faster masks in every nn.Dropout and, where it attends by SDPA, in its attention."""
+    """Use the faster masks in every nn.Dropout."""
     for parent in list(encoder.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, ByteDropout(child.p))
-    if encoder.config._attn_implementation == "sdpa":
-        encoder.set_attn_implementation("sdpa_byte_dropout")

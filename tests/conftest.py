@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same bytes again are promised on a CPU only
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -22,7 +23,6 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-torch.set_num_threads(1)  # tiny models gain nothing from more
 LABELS = ["anger", "fear", "joy", "sadness", "surprise"]
 WORDS = [
     "i",

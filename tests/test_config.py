@@ -48,7 +48,7 @@ def test_dash_and_underscore_and_lists():
     ("--lr nan", "--lr must lie"), ("--lr inf", "--lr must lie"), ("--lr -1", "must lie"), ("--epochs 0", "--epochs must lie"),
     ("--dropout 2", "must lie"), ("--warmup-ratio 1.5", "must lie"), ("--seed -1", "must lie"), ("--nonsense 3", "unrecognized"),
     ("--epoch 3", "unrecognized"), ("--pooling max", "invalid choice"), ("--labels joy joy", "name each label once"),
-    ("--labels id joy", "none id"), ("--folds 0", "must lie"), ("--max-length 1", "must lie"), ("--config nowhere.json", "not readable"),
+    ("--labels id joy", "none id"), ("--folds 0", "must lie"), ("--max-length 1", "must lie"), ("--config nowhere.json", "nowhere.json: no such file"),
     ("extra", "unrecognized"), ("--lr", "expected one argument"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line(argv, words, capsys):

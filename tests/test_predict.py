@@ -88,7 +88,7 @@ def test_submission_probabilities_and_scores(finished, test_csv, capsys):
         f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out
         and "s.csv (40 rows)" in out
     )
-    assert all(f"Predicting fold {k} ..." in out for k in range(3)) and "id,anger,fear" in out
+    assert all(f"Predicting fold {k} ..." in out for k in range(3))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
@@ -135,11 +135,6 @@ def test_calibration_keeps_scores_near_one_apart():
     p = np.linspace(0.5, 0.98, 500, dtype=np.float32)[:, None]
     written = [float(f"{x:.9g}") for x in metrics.calibrated(p, 3.4, 3.1)[:, 0]]
     assert written == sorted(set(written))
-
-
-def test_calibrating_nothing_is_said(finished, test_csv, capsys):
-    assert predict.main(["--run", str(finished), "--input", str(test_csv), "--calibrate"]) == 0
-    assert "--calibrate changes probabilities alone" in capsys.readouterr().err
 
 
 def test_logits_that_are_not_finite_are_no_verdict(finished, test_csv, capsys, monkeypatch):
@@ -191,10 +186,10 @@ def test_gzip_in_and_out(finished, test_csv, monkeypatch):
     assert read("s.csv.gz") == read("s.csv")
 
 
-def test_empty_input_gives_a_header(finished, capsys):
+def test_empty_input_gives_a_header(finished):
     write_csv("in.csv", [])
     assert predict.main(["--run", str(finished), "--input", "in.csv"]) == 0
-    assert read("submission.csv") == [["id", *LABELS]] and "no rows" in capsys.readouterr().err
+    assert read("submission.csv") == [["id", *LABELS]]
 
 
 def test_text_and_predict_emotions(finished, capsys):
@@ -236,11 +231,11 @@ def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsy
     (lambda run: shutil.rmtree(run / "fold_1"), "fold 1 is missing"),
     (lambda run: (run / "fold_1" / "DONE.json").unlink(), "fold 1 is missing"),
     (lambda run: (run / "fold_2" / "head.safetensors").unlink(), "head.safetensors: missing"),
-    (lambda run: (run / "fold_2" / "model.safetensors").write_bytes(b"x"), "truncated"),
+    (lambda run: (run / "fold_2" / "model.safetensors").write_bytes(b"x"), "model.safetensors: missing or damaged"),
     (lambda run: (run / "metrics.json").unlink(), "metrics.json: missing"),
     (lambda run: (run / "config.json").unlink(), "config.json: missing"),
     (lambda run: (run / "th.npy").unlink(), "th.npy: missing"),
-    (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "th.json: truncated"),
+    (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "th.json: missing or damaged"),
     (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "DONE.json: missing or damaged"),
     (lambda run: (run / "DONE.json").unlink(), "DONE.json is missing"),
 ])  # fmt: skip
@@ -549,10 +544,7 @@ def test_the_literal_commands(tmp_path):
     )
     run = next((tmp_path / "runs").iterdir())
     assert done.stdout.endswith(f"next: python predict.py --run runs/{run.name}\n")  # on the sample
-    assert (
-        run.name.startswith("bert-base-uncased-")
-        and json.loads((run / "env.json").read_text())["hub_revision"] == revision
-    )
+    assert run.name.startswith("bert-base-uncased-")
     done = call("predict.py", "--thresholds", "th.npy")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     test = read_table(HERE / "examples" / "test.csv", Config(labels=LABELS))

@@ -28,7 +28,7 @@ def test_reliability_and_calibration_error_by_hand():
 
 @pytest.mark.parametrize(
     "labels, name",
-    [(1, "label"), (5, "$"), (5, "愤怒"), (5, "x" * 300), (30, "label"), (60, "label")],
+    [(1, "label"), (5, "$"), (5, "x" * 300), (30, "label"), (60, "label")],
 )
 def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypatch):
     rng = np.random.default_rng(0)
@@ -113,17 +113,3 @@ def test_flipped_labels_come_first_in_errors_csv(flags, tmp_path):
     assert all(texts[c["id"]] == c["text"] for c in cells)
     hit = [c["label"] == "joy" and c["id"] in flipped for c in cells]
     assert sum(hit) == 12 and sum(hit[:60]) / 60 >= 5 * 12 / len(cells)
-
-
-def test_labels_of_a_text_that_many_rows_have(flags, tmp_path, capsys):
-    rows = make_rows(90)
-    for i, r in enumerate(rows):
-        r[2] = str(int(i >= 45))
-    for i in np.random.default_rng(0).permutation(90)[:12]:
-        rows[i][1] = "no answer"
-    of_anger = np.mean([float(r[2]) for r in rows if r[1] == "no answer"])
-    path = write_csv(tmp_path / "t.csv", rows)
-    argv = [*flags, "--train", str(path), "--out", str(tmp_path / "run"), "--fold", "0"]
-    assert train.main(argv) == 0
-    words = f"12 rows have the text 'no answer'; their labels: anger {of_anger:.2f}, fear "
-    assert words in capsys.readouterr().err

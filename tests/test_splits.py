@@ -416,7 +416,7 @@ ERRORS = [  # what makes the files; flags; words of the error, the last may be w
     (authors(lambda i: i % 4), GROUP, ["only 4 distinct texts or groups for 5 folds"]),
     (authors(lambda i: i % 4), [*GROUP, "--folds", "1"], ["only 4 distinct texts or groups", "hold-out"]),
     (authors(lambda i: i, "ok"), GROUP, ["only 1 distinct texts or groups"]),
-    (dev(""), VALID, ["dev.csv: the file is empty"]),
+    (dev(""), VALID, ["dev.csv:1: the file or its header is empty"]),
     (dev(HEAD), VALID, ["dev.csv: a header and no rows"]),
     (dev("id,text\n1,a\n"), VALID, ["dev.csv:1: no label column"]),
     (dev(HEAD.replace("anger", "rage") + ROW), VALID, ["dev.csv:1: no label column anger"]),
