@@ -69,6 +69,7 @@ class Config:
     out: str | None = arg(None, "run folder (default: runs/<model>-<hash of settings and data>)")
     restart: bool = arg(False, "rename the run folder away and begin anew")
     debug: bool = arg(False, "show the traceback of an error")
+    FILES = ("train", "valid")  # not part of a run by their paths: their content is
 
     @property
     def stratified_folds(self) -> int:
@@ -81,8 +82,8 @@ class Config:
 
     @property
     def identity(self) -> dict:
-        """The settings that decide what a run computes. Files count by their content."""
-        other = ("train", "valid", "out", "fold", "restart", "debug", "jobs", "threads")
+        """The settings that decide what a run computes."""
+        other = (*self.FILES, "out", "fold", "restart", "debug", "jobs", "threads")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}
 
     def resolved(self, encoder, data, folds: int, device: str, precision: str) -> "Config":

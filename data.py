@@ -7,7 +7,7 @@ column): `make_inputs`. Which rows share a batch, and their order: `length_batch
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Table:
     group: np.ndarray | None = None  # (N,): the cell of --group-column, '' for no group
     folds: np.ndarray | None = None  # int16 (N,), where --fold-column or --valid give them
     sha256: str = ""  # of the file
+    origin: dict = field(default_factory=dict)  # what else decides a run (tools/distil.py)
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
@@ -50,6 +51,10 @@ class Table:
     def groups(self) -> np.ndarray:
         """(N,): equal for rows that must share a fold: copies of a text, rows of one group."""
         return self.hashes if self.group is None else join(self.hashes, self.texts, self.group)
+
+    def targets_of(self, k: int) -> np.ndarray:
+        """float32 (N, C): what the model of fold k learns."""
+        return self.targets
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -190,7 +195,7 @@ class EmotionDataset(torch.utils.data.Dataset):
         return item if self.labels is None else {**item, "labels": self.labels[i]}
 
 
-def encode(tokenizer, inputs: list[str], max_length: int, labels=None) -> EmotionDataset:
+def encode(tokenizer, inputs: list[str], max_length: int) -> EmotionDataset:
     """All inputs tokenised, special tokens included. train.py and predict.py both come here."""
     options = {"truncation": True, "return_attention_mask": False, "verbose": False}
     options |= {"return_token_type_ids": False}
@@ -204,7 +209,7 @@ def encode(tokenizer, inputs: list[str], max_length: int, labels=None) -> Emotio
             cut += sum(len(r) > max_length for r in longer)  # exactly full is not cut
         lengths += map(len, rows)
         ids.append(np.fromiter((t for r in rows for t in r), np.int32, sum(map(len, rows))))
-    return EmotionDataset(np.concatenate(ids), np.cumsum(lengths, dtype=np.int64), cut, labels)
+    return EmotionDataset(np.concatenate(ids), np.cumsum(lengths, dtype=np.int64), cut)
 
 
 @dataclass

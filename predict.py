@@ -33,10 +33,9 @@ CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
 
 class Ensemble:
-    """The fold models of a finished run. With `keep` all stay loaded, else one at a time."""
+    """The fold models of a finished run (UserError: none, damaged). `keep`: all stay loaded."""
 
     def __init__(self, folder: str | None, device="auto", precision="auto", keep: bool = False):
-        # UserError: no such run, not finished, damaged
         self.run = results.find_run(folder)
         self.config = results.read_settings(self.run, *resolve_device(device, precision))
         self.labels = self.config.labels
@@ -55,20 +54,21 @@ class Ensemble:
             self.models[k] = model.to(self.config.device)
         return self.models[k]
 
-    def predict_test(self, inputs: list[str], check=lambda: None, say: bool = False) -> np.ndarray:
-        """float32 (N, C): the mean of the folds' probabilities."""
+    def predict_test(self, inputs, check=lambda: None, say=False, folds=None) -> np.ndarray:
+        """float32 (N, C): the mean of the folds' probabilities, or of these `folds` alone."""
+        folds = range(self.run.folds) if folds is None else folds
         dataset = encode(self.tokenizer, inputs, self.config.max_length)
         pad_id, c = self.tokenizer.pad_token_id, self.config
         collate = DataCollator(pad_id, c.max_length, c.device, c.precision)
         total = np.zeros((len(inputs), len(self.labels)), dtype=np.float64)
-        for k in range(self.run.folds):
+        for k in folds:
             if say:
                 print(f"Predicting fold {k} ...", flush=True)
             logits, _ = run_over_rows(self.model(k), dataset, collate, c, check=check)
             if not np.isfinite(logits).all():
                 raise UserError(f"fold {k}: logits are not finite - use --precision fp32", 1)
             total += sigmoid(logits)
-        return (total / self.run.folds).astype(np.float32)
+        return (total / len(folds)).astype(np.float32)
 
     def predict(self, texts: list[str], thresholds=None, calibrate: bool = False) -> list[dict]:
         """{"text", "probabilities": {label: p}, "emotions": [detected]} of each text.

@@ -35,25 +35,28 @@ from support.errors import HELPER, Signals, exit_codes
 from support.files import write_json
 from support.jobs import set_threads, side_by_side
 from support.ranks import Ranks
-from support.run import Run, start_run, warn_of_seen_texts
+from support.run import Run, seen_hashes, start_run
 from support.speed import resolve_device
 from support.splits import say_split
 
 
 @exit_codes
-def main(argv: list[str] | None = None) -> int:
-    """Check everything, train each fold that is not finished, write the summary."""
-    config = parse(Config, argv)
+def main(argv: list[str] | None = None, kind=Config, read=None, finish=None) -> int:
+    """Check everything, train each fold that is not finished, write the summary.
+
+    `kind`, `read`, `finish`: tools/distil.py has settings, rows and a summary of its own.
+    """
+    config = parse(kind, argv)
     device, precision = resolve_device(config.device, config.precision)
     with Signals() as signals, Ranks() as ranks:
-        data = read_data(config)
+        data = (read or read_data)(config)
         fold_of_row = split(data, config)  # -1: never held out
         encoder = inspect_encoder(config.model)  # its config and tokenizer; no weights yet
         encoder.tokenizer = as_saved(encoder)  # as predict.py will read it from a fold
         config = config.resolved(encoder, data, int(fold_of_row.max()) + 1, device, precision)
         path = Run.place(config, data.sha256)
         set_threads(config, path)
-        dataset = encode(encoder.tokenizer, data.inputs, config.max_length, data.targets)
+        dataset = encode(encoder.tokenizer, data.inputs, config.max_length)
         print(
             f"device {device} ({torch.get_num_threads()} threads) | {precision}"
             f" | encoder {config.model} ({encoder.kind}), {encoder.num_parameters:,} parameters"
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         report.say_data(data, config.labels, dataset, encoder.tokenizer, fold_of_row)
         say_split(data, fold_of_row, config)
-        warn_of_seen_texts(encoder.path, data.hashes)
+        encoder.seen = seen_hashes(encoder.path)  # what it learned as a fold of an earlier run
         check_weights(encoder, dataset)
         # The same command finds its run again; several processes may share the folds of a run.
         run = start_run(path, config, data, encoder, ranks, argv)
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         if missing := ", ".join(map(str, run.missing())):
             print(f"unfinished: fold {missing} - totals come with the last")
         elif ranks.leads:
-            summarise(config, data, fold_of_row, run)
+            (finish or summarise)(config, data, fold_of_row, run)
     return max((code.result() for code in codes), default=0)
 
 
@@ -84,6 +87,7 @@ def train_fold(k, config, data, dataset, fold_of_row, encoder, run, signals, ran
     """
     train_idx, val_idx = np.flatnonzero(fold_of_row != k), np.flatnonzero(fold_of_row == k)
     pad_id = encoder.tokenizer.pad_token_id
+    dataset.labels = data.targets_of(k)
     y_train, y_val = dataset.labels[train_idx], data.labels[val_idx]
     # Rows of the token table that no text uses have no gradient: only the others are trained.
     token_ids = np.union1d(dataset.ids, pad_id)
@@ -230,8 +234,7 @@ def lr_factor(step: int, total: int, config: Config) -> float:
 
 
 def quality(row: dict) -> tuple:
-    """By which an epoch is kept (without --keep last), and --patience counts: macro-F1 at 0.5, then
-    the lower validation loss."""
+    """By which an epoch is kept (without --keep last): macro-F1 at 0.5, then the lower loss."""
     return row["macro_f1"], -row["val_loss"]
 
 
@@ -240,10 +243,9 @@ def better(row: dict, best: dict | None) -> bool:
 
 
 def out_of_patience(log: list[dict], patience: int | None) -> bool:
-    best = max(log, key=quality, default=None)
-    return (
-        patience is not None and best is not None and log[-1]["epoch"] - best["epoch"] >= patience
-    )
+    if patience is None or not log:
+        return False
+    return log[-1]["epoch"] - max(log, key=quality)["epoch"] >= patience
 
 
 def train_loader(dataset, collate, config, progress, ranks):
@@ -290,9 +292,7 @@ def summarise(config: Config, data, fold_of_row: np.ndarray, run: Run) -> None:
         report.write_likely_errors(folder, data, held_out, fold, y, y_prob, names)
         report.draw_report(folder / "report.png", log, y, y_prob, crossed, th, draws, names, title)
     print(report.closing_table(values))
-    more = (
-        "" if config.train == Config().train else " --input new.csv"
-    )  # the sample has its own test file
+    more = "" if config.train == Config().train else " --input new.csv"  # the sample has one
     print(f"done: {run.path} | next: python predict.py --run {shlex.quote(str(run.path))}{more}")
 
 

@@ -11,14 +11,13 @@ What is there already is not trained again; weights are removed. The interval of
 each run (or sample) once, as pairs share runs.
 """
 
-import argparse
 import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from measure import HERE
+from measure import HERE, flag_parser
 from scipy.stats import t
 
 sys.path.insert(0, str(HERE))
@@ -75,15 +74,15 @@ def half_by_rows(sides: tuple[list, list], groups: np.ndarray) -> np.ndarray:
 
 
 def same(args, flags: list[str]) -> None:
-    how = [
-        ["--seed", str(s), "--split-seed", str(args.split_seed), *flags] for s in range(args.runs)
-    ]
-    folders = [train(args.folder / f"seed_{s}", args.csv, f) for s, f in enumerate(how)]
+    folders = []
+    for s in range(args.runs):
+        own = ["--seed", str(s), "--split-seed", str(args.split_seed), *flags]
+        folders.append(train(args.folder / f"seed_{s}", args.csv, own))
     runs, groups = read(folders, args.csv)
     f1 = [run.scores(np.ones(len(groups), bool))[0] for run in runs]
     print(f"{len(runs)} runs: macro-F1 {np.mean(f1):.4f}, deviation {np.std(f1, ddof=1):.4f}")
     rng = np.random.default_rng(0)
-    for size in (1, 3):
+    for size in [n for n in (1, 3) if 2 * n <= len(runs)]:
         sides = list(itertools.combinations(range(len(runs)), size))
         pairs = [(a, b) for a, b in itertools.combinations(sides, 2) if not set(a) & set(b)]
         pairs = [pairs[i] for i in rng.permutation(len(pairs))[: args.pairs]]
@@ -119,8 +118,7 @@ def samples(args, flags: list[str]) -> None:
 
 
 def main() -> None:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser = flag_parser(__doc__)
     parser.add_argument("what", choices=["same", "samples"])
     parser.add_argument("csv", type=Path)
     parser.add_argument("folder", type=Path)

@@ -7,7 +7,6 @@ run is a child forked after the imports; the parent never uses torch or a tokeni
 fork would lose.
 """
 
-import argparse
 import builtins
 import contextlib
 import functools
@@ -23,8 +22,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+from measure import HERE, flag_parser
+
+sys.path[:0] = [str(HERE), str(HERE / "tests")]
 
 import torch
 import torch._dynamo  # else the first step of each child imports it
@@ -41,8 +41,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the helpers; here torch has begun
 torch.set_num_threads(1)
 WORK = Path(tempfile.mkdtemp(prefix="faults-"))
 COMMAND = ["--model", str(WORK / "bert"), "--train", str(WORK / "train.csv")]
-COMMAND += ["--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]
-FOLDS = 2
+COMMAND += ["--folds", "2", "--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]
+RNG, BEGAN = random.Random(0), time.monotonic()
 
 
 def start(work: Callable[[], int], log: Path) -> int:
@@ -64,23 +64,34 @@ def end(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run_train(out: Path, epochs: int) -> int:
-    return train.main([*COMMAND, "--folds", str(FOLDS), "--epochs", str(epochs), "--out", str(out)])
+class Undisturbed:
+    """A run without a fault: how long it takes, and what one with a fault must end with."""
 
+    def __init__(self, name: str, epochs: int):
+        began, self.path, self.epochs = time.monotonic(), WORK / name, epochs
+        self.outputs = self.finish(self.path)
+        self.seconds = time.monotonic() - began
+        assert self.outputs
 
-def finish(out: Path, epochs: int) -> dict[str, str] | None:
-    """The same command again and a prediction: sha256 of everything, or None when it failed."""
+    def train(self, out: Path, *more: str) -> int:
+        return train.main([*COMMAND, "--epochs", str(self.epochs), "--out", str(out), *more])
 
-    def work() -> int:
-        argv = ["--run", str(out), "--input", str(WORK / "test.csv"), "--output", str(out) + ".csv"]
-        return run_train(out, epochs) or predict.main(argv)
+    def finish(self, out: Path) -> dict[str, str] | None:
+        """The same command again and a prediction: sha256 of everything, or None when it failed."""
+        new, said = WORK / "test.csv", WORK / "submission.csv"
+        argv = ["--run", str(out), "--input", str(new), "--output", str(said)]
+        if end(start(lambda: self.train(out) or predict.main(argv), WORK / "log")):
+            print((WORK / "log").read_text(), file=sys.stderr)
+            return None
+        files = {**outputs(out), "submission": said.read_bytes()}
+        left = [p for p in out.rglob("*") if ".tmp" in p.name or p.name == "state.pt"]
+        return None if left else {name: hashlib.sha256(x).hexdigest() for name, x in files.items()}
 
-    if end(start(work, WORK / "log")):
-        print((WORK / "log").read_text(), file=sys.stderr)
-        return None
-    files = {**outputs(out), "submission": Path(str(out) + ".csv").read_bytes()}
-    left = [p for p in out.rglob("*") if ".tmp" in p.name or p.name == "state.pt"]
-    return None if left else {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+    def equals(self, out: Path) -> bool:
+        """Whether the same command ends with the same; the folder is removed."""
+        found = self.finish(out)
+        shutil.rmtree(out, ignore_errors=True)
+        return found == self.outputs
 
 
 class Table:
@@ -89,11 +100,9 @@ class Table:
 
     def add(self, fault: str, survived: list[bool]) -> None:
         self.rows.append((fault, len(survived), sum(survived)))
-        print(
-            f"{fault}: {sum(survived)} of {len(survived)} ({time.monotonic() - BEGAN:.0f} s)",
-            file=sys.stderr,
-            flush=True,
-        )
+        seconds = time.monotonic() - BEGAN
+        said = f"{fault}: {sum(survived)} of {len(survived)} ({seconds:.0f} s)"
+        print(said, file=sys.stderr, flush=True)
 
     def say(self) -> int:
         print("| fault | injected | survived |\n|---|---:|---:|")
@@ -102,40 +111,19 @@ class Table:
         return int(any(injected != survived or not injected for _, injected, survived in self.rows))
 
 
-def last_saved(out: Path) -> float:
-    """When the run last wrote something that going on starts from."""
-    times = []
-    for path in [out / "env.json", *out.glob("fold_*/state.pt"), *out.glob("fold_*/DONE.json")]:
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
-    return max(times, default=0.0)
-
-
-def kills(
-    table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random
-) -> None:
+def kills(table: Table, number: int, run: Undisturbed) -> None:
     """SIGKILL at times spread over a whole run."""
-    survived, lost, inside, before_any = [], [0.0], 0, 0
+    survived, out = [], WORK / "kill"
     for i in range(number):
-        out = WORK / "kill"
-        pid = start(lambda out=out: run_train(out, epochs), WORK / "log")
-        time.sleep(took * (i + rng.random()) / number)
+        pid = start(lambda: run.train(out), WORK / "log")
+        time.sleep(run.seconds * (i + RNG.random()) / number)
         os.kill(pid, signal.SIGKILL)
-        killed, code = time.time(), end(pid)
-        inside += any(".tmp" in p.name for p in out.rglob("*"))
-        if code == -9 and last_saved(out):
-            lost.append(killed - last_saved(out))
-        before_any += not last_saved(out)
-        survived.append(code in (-9, 0) and finish(out, epochs) == wanted)
-        shutil.rmtree(out)
-    where = f"{inside} inside a save, {before_any} before env.json"
-    what = f"{where}; at most {max(lost):.2f} s of {took:.1f} s lost"
-    table.add(f"SIGKILL at a random time of a run ({what})", survived)
+        code = end(pid)
+        survived.append(run.equals(out) and code in (-9, 0))
+    table.add("SIGKILL at a random time of a run", survived)
 
 
-def kills_while_saving(table: Table, number: int, rng: random.Random) -> None:
+def kills_while_saving(table: Table, number: int) -> None:
     """SIGKILL in a loop that does nothing but save, against the same loop that writes in place."""
 
     def save_in_place(path: Path, state: dict) -> None:
@@ -155,7 +143,7 @@ def kills_while_saving(table: Table, number: int, rng: random.Random) -> None:
             pid = start(lambda path=path, save=save: loop(path, save), WORK / "log")
             while not path.exists():
                 time.sleep(0.002)
-            time.sleep(rng.random() * 0.2)
+            time.sleep(RNG.random() * 0.2)
             os.kill(pid, signal.SIGKILL)
             end(pid)
             if save is save_state:
@@ -166,34 +154,28 @@ def kills_while_saving(table: Table, number: int, rng: random.Random) -> None:
                 except Exception:  # whatever a torn file makes torch raise
                     broken += 1
             shutil.rmtree(path.parent)
-    table.add(
-        f"SIGKILL in a loop of saves (control: writing in place tore {broken} of {number})",
-        whole if broken else [],
-    )
+    control = f"control: writing in place tore {broken} of {number}"
+    table.add(f"SIGKILL in a loop of saves ({control})", whole if broken else [])
 
 
-def signals(
-    table: Table, number: int, wanted: dict, epochs: int, took: float, rng: random.Random
-) -> None:
+def signals(table: Table, number: int, run: Undisturbed) -> None:
     """SIGTERM, SIGINT, SIGHUP at random times: 128 + number, one line, the same bytes after."""
-    survived = []
+    survived, out, log = [], WORK / "signal", WORK / "log"
     for i in range(number):
         signum = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[i % 3]
-        out, log = WORK / "signal", WORK / "log"
-        pid = start(lambda out=out: run_train(out, epochs), log)
-        time.sleep(0.1 + took * rng.random() * 0.8)  # 0.1: before the handlers stand it just dies
+        pid = start(lambda: run.train(out), log)
+        time.sleep(0.1 + run.seconds * RNG.random() * 0.8)  # 0.1: before the handlers it just dies
         os.kill(pid, signum)
         code, text = end(pid), log.read_text()
         said = "the same command goes on from here" in text and "Traceback" not in text
         ok = code == 128 + signum and said or code == 0 and "done:" in text
         if not ok:
             print(code, text, file=sys.stderr)
-        survived.append(ok and finish(out, epochs) == wanted)
-        shutil.rmtree(out, ignore_errors=True)
+        survived.append(run.equals(out) and ok)
     table.add("SIGTERM, SIGINT, SIGHUP at a random time (exit 143, 130, 129)", survived)
 
 
-def jobs(table: Table, number: int, wanted: dict, epochs: int, took: float, rng) -> None:
+def jobs(table: Table, number: int, run: Undisturbed) -> None:
     """SIGKILL or SIGTERM of train.py, or of its helper, while both are at work on a fold."""
     out = WORK / "jobs"
 
@@ -206,26 +188,25 @@ def jobs(table: Table, number: int, wanted: dict, epochs: int, took: float, rng)
             real(k, *args)
 
         train.train_fold = waits
-        argv = ["--folds", str(FOLDS), "--epochs", str(epochs), "--out", str(out), "--jobs", "2"]
-        return train.main([*COMMAND, *argv])
+        return run.train(out, "--jobs", "2")
 
-    for signum, whose in itertools.product(
-        (signal.SIGKILL, signal.SIGTERM), ("train.py", "helper")
-    ):
+    kinds = signal.SIGKILL, signal.SIGTERM
+    for signum, whose in itertools.product(kinds, ("train.py", "helper")):
         survived = []
         for _ in range(number):
             pid = start(work, WORK / "log")
             while not (out / "fold_1").exists():
                 time.sleep(0.01)
             [helper] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            time.sleep(took / 2 * rng.random())
+            time.sleep(run.seconds / 2 * RNG.random())
             with contextlib.suppress(ProcessLookupError):  # it was done before
                 os.kill(pid if whose == "train.py" else int(helper), signum)
             end(pid)
-            time.sleep(1)
-            left = os.path.exists(f"/proc/{helper}/exe")
-            survived.append(not left and finish(out, epochs) == wanted)
-            shutil.rmtree(out)
+            waits = 100  # 10 seconds for a step: the machine may be busy
+            while (left := os.path.exists(f"/proc/{helper}/exe")) and waits:
+                time.sleep(0.1)
+                waits -= 1
+            survived.append(run.equals(out) and not left)
         table.add(f"{signum.name} of {whose}, with --jobs 2: no process is left", survived)
 
 
@@ -238,25 +219,22 @@ def noticed(run: Path) -> str | None:
     return next(filter(None, (damage(f, key) for f in (run, *sorted(run.glob("fold_*"))))), None)
 
 
-def flips(
-    table: Table, number: int, wanted: dict, run: Path, epochs: int, rng: random.Random
-) -> None:
+def flips(table: Table, number: int, run: Undisturbed) -> None:
     """One flipped bit in a random byte of a random file: named; every eighth time also mended."""
-    copy, found, whole = Path(shutil.copytree(run, WORK / "flip")), [], []
+    copy, found, whole = Path(shutil.copytree(run.path, WORK / "flip")), [], []
     assert noticed(copy) is None
     paths = sorted(p for p in copy.rglob("*") if p.is_file() and p.name != "lock")
     for i in range(number):
         path = paths[i % len(paths)]
         raw = path.read_bytes()
         changed = bytearray(raw)
-        changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        changed[RNG.randrange(len(raw))] ^= 1 << RNG.randrange(8)
         path.write_bytes(changed)
         found.append(path.name in (noticed(copy) or ""))
         # Without env.json nobody can say which run this is: refused.
         if i % 8 == 0 and path.name != "env.json":
-            whole.append(finish(copy, epochs) == wanted)
-            shutil.rmtree(copy)
-            shutil.copytree(run, copy)
+            whole.append(run.equals(copy))
+            shutil.copytree(run.path, copy)
         path.write_bytes(raw)
     table.add(f"a flipped bit in one of the {len(paths)} files of a run is named", found)
     table.add("... and mended by the same train.py command", whole)
@@ -270,30 +248,28 @@ def flips(
     shutil.rmtree(copy)
 
 
-def failing_writes(table: Table, name: str, stride: int, wanted: dict, epochs: int) -> None:
+def failing_writes(table: Table, name: str, stride: int, run: Undisturbed) -> None:
     """The k-th os.replace, os.fsync or open-for-writing says that the disk is full; k = 1, 2 ..."""
     owner = builtins if name == "open" else os
     out, log = WORK / "sweep", WORK / "log"
+
+    def opens_to_write(path, mode="r", **_) -> bool:
+        inside = isinstance(path, (str, Path)) and out in Path(path).parents
+        return inside and bool(set(mode) & set("wax+"))
 
     def work(number: int) -> int:
         real, calls = getattr(owner, name), 0
 
         def failing(*args, **kwargs):
             nonlocal calls
-            mode = args[1] if len(args) > 1 else kwargs.get("mode", "r")
-            if (
-                name != "open"
-                or isinstance(args[0], (str, Path))
-                and out in Path(args[0]).parents
-                and set(mode) & set("wax+")
-            ):
+            if name != "open" or opens_to_write(*args[:2], **kwargs):
                 calls += 1
                 if calls == number:
                     raise OSError(28, "No space left on device")
             return real(*args, **kwargs)
 
         setattr(owner, name, failing)
-        code = run_train(out, epochs)
+        code = run.train(out)
         return 98 if calls < number else code
 
     survived, number = [], 1
@@ -305,22 +281,18 @@ def failing_writes(table: Table, name: str, stride: int, wanted: dict, epochs: i
         ok = code in (1, 2) and text.count("error: ") == 1 and "Traceback" not in text
         if not ok:
             print(number, code, text, file=sys.stderr)
-        survived.append(ok and finish(out, epochs) == wanted)
-        shutil.rmtree(out, ignore_errors=True)
+        survived.append(run.equals(out) and ok)
         number += stride
     shutil.rmtree(out)
-    table.add(
-        f"the k-th {name} fails with 'No space left on device'"
-        + (f" (every {stride}th)" if stride > 1 else ""),
-        survived,
-    )
+    every = f" (every {stride}th)" if stride > 1 else ""
+    table.add(f"the k-th {name} fails with 'No space left on device'{every}", survived)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flag_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the faults")
     quick = parser.parse_args(argv).quick
-    rng, table = random.Random(0), Table()
+    table = Table()
 
     def make() -> int:
         make_bert(WORK / "bert")
@@ -329,22 +301,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     assert end(start(make, WORK / "log")) == 0, (WORK / "log").read_text()
-    short, long = finish(WORK / "short", 1), finish(WORK / "long", 4)
-    began = time.monotonic()
-    assert short and long and finish(WORK / "again", 4) == long != short
-    took = time.monotonic() - began
-    kills(table, 6 if quick else 50, long, 4, took, rng)
-    kills_while_saving(table, 6 if quick else 24, rng)
-    signals(table, 3 if quick else 24, long, 4, took, rng)
-    jobs(table, 2 if quick else 20, long, 4, took, rng)
-    flips(table, 25 if quick else 200, short, WORK / "short", 1, rng)
+    short, long = Undisturbed("short", 1), Undisturbed("long", 4)
+    assert short.outputs != long.outputs and long.equals(WORK / "again")
+    kills(table, 6 if quick else 50, long)
+    kills_while_saving(table, 6 if quick else 24)
+    signals(table, 3 if quick else 24, long)
+    jobs(table, 2 if quick else 20, long)
+    flips(table, 25 if quick else 200, short)
     for name in ("replace", "fsync", "open"):
-        failing_writes(table, name, 10 if quick else 1, short, 1)
+        failing_writes(table, name, 10 if quick else 1, short)
     return table.say()
 
 
 if __name__ == "__main__":
-    BEGAN = time.monotonic()
     try:
         sys.exit(main())
     finally:

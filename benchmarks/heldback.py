@@ -8,13 +8,12 @@ for it. --rows: so many rows of the CSV, other ones each time. --notebook: a thi
 rows doubled, folds that ignore copies, thresholds scored where they were chosen.
 """
 
-import argparse
 import dataclasses
 import sys
 import tempfile
 from pathlib import Path
 
-from measure import HERE
+from measure import HERE, flag_parser
 
 sys.path.insert(0, str(HERE))
 
@@ -32,7 +31,7 @@ from support.cli import parse
 from support.output import csv_text
 from support.speed import resolve_device
 
-RULES = {"best": "best of each fold", "last": "last", "same": "best mean over the folds"}
+RULES = {"best": "best of each fold", "last": "last"}
 DEFAULT = "the run's own, on the mean of the probabilities"
 
 
@@ -48,10 +47,7 @@ def repetition(args, seed: int) -> dict[str, np.ndarray]:
     """y (N, C), fold (N,), truth (M, C); by epoch and fold: log (E, K, 2) of macro-F1 and loss,
     oof (E, N, C) out-of-fold probabilities, new (E, K, M, C) those of the rows held back."""
     config = parse(Config, args.flags)
-    table, rng = (
-        read_table(args.csv, config),
-        np.random.default_rng(seed),
-    )
+    table, rng = read_table(args.csv, config), np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(table))[: args.rows])
     y = table.labels[rows]
     held = assign_folds(y, table.hashes[rows], 3, seed) == 0
@@ -88,9 +84,8 @@ def train_and_watch(argv: list[str], config: Config, new: list[str]) -> dict:
         keep(self, row, y_prob, model, tokenizer)
         saved = EmotionClassifier.load(self.folder, len(config.labels), config.pooling)
         dataset = encode(tokenizer, new, config.max_length)
-        collate = DataCollator(
-            tokenizer.pad_token_id, config.max_length, config.device, config.precision
-        )
+        pad_id = tokenizer.pad_token_id
+        collate = DataCollator(pad_id, config.max_length, device, precision)
         logits, _ = run_over_rows(saved.to(device), dataset, collate, config)
         epochs[row["fold"], row["epoch"]] = row, y_prob, sigmoid(logits)
 
@@ -104,11 +99,9 @@ def train_and_watch(argv: list[str], config: Config, new: list[str]) -> dict:
 
 
 def epochs_of(log: np.ndarray, rule: str) -> list[int]:
-    """The epoch of each fold: best macro-F1, the last, or the one with the best mean for all."""
+    """The epoch of each fold: best macro-F1, or the last."""
     if rule == "last":
         return [len(log) - 1] * log.shape[1]
-    if rule == "same":
-        return [int(log[:, :, 0].mean(1).argmax())] * log.shape[1]
     rank = lambda k: lambda e: (log[e, k, 0], -log[e, k, 1])  # noqa: E731
     return [max(range(len(log)), key=rank(k)) for k in range(log.shape[1])]
 
@@ -169,19 +162,15 @@ def deviation(x) -> float:
 
 
 def tables(runs: list[dict], notebook: bool) -> None:
-    print(f"\n{len(runs)} repetitions\n")
-    print(
-        "| epoch kept | printed | one fold | average | printed - average (deviation) | covers 0 |"
-    )
+    print(f"\n{len(runs)} repetitions; in brackets the standard deviation of a difference\n")
+    print("| epoch kept | printed | one fold | average | printed - average | covers 0 |")
     print("|---|---:|---:|---:|---:|---:|")
     for rule, name in RULES.items():
         said, single, average, covers = np.array([compared(r, rule, notebook) for r in runs]).T
         means, gap = " | ".join(f"{x.mean():.4f}" for x in (said, single, average)), said - average
         gap = f"{gap.mean():+.4f} ({deviation(gap):.4f})"
         print(f"| {name} | {means} | {gap} | {int(covers.sum())} of {len(runs)} |")
-    print(
-        "\n| thresholds (best epoch) | macro-F1 | to the run's own (deviation) |\n|---|---:|---:|"
-    )
+    print("\n| thresholds (best epoch) | macro-F1 | to the run's own |\n|---|---:|---:|")
     ways = [other_thresholds(r) for r in runs]
     for name in ways[0]:
         values, gaps = [w[name] for w in ways], [w[name] - w[DEFAULT] for w in ways]
@@ -190,8 +179,7 @@ def tables(runs: list[dict], notebook: bool) -> None:
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = flag_parser(__doc__)
     parser.add_argument("csv")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int)

@@ -1,5 +1,6 @@
-"""What the benchmarks share: run a command and measure it; a median as text."""
+"""What the benchmarks share: flags; run a command and measure it, in turns; a median as text."""
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -28,6 +29,22 @@ def call(argv: list, threads: int | None = None) -> tuple[float, float, str]:
         if p.returncode:
             sys.exit(f"{' '.join(command)}\n{out.read()}exit {p.returncode}")
         return seconds, peak_kb / 1024, out.read()
+
+
+def flag_parser(doc: str) -> argparse.ArgumentParser:
+    """Shows the docstring as it is; --seed is not short for --seeds."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
+
+
+def in_turns(runs: int, ways: dict) -> dict[str, list]:
+    """What each way gives, `runs` times: forward, backward, forward ..."""
+    found = {name: [] for name in ways}
+    for i in range(runs):
+        for name in list(ways)[:: -1 if i % 2 else 1]:
+            found[name].append(ways[name]())
+            print(name, found[name][-1], flush=True)
+    return found
 
 
 def middle(values, form: str = ".0f") -> str:

@@ -32,9 +32,8 @@ def copy_code(folder: Path, patch: Path | None = None) -> Path:
     folder.mkdir(parents=True)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shutil.copytree(
-        ROOT / "support", folder / "support", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    no_cache = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "support", folder / "support", ignore=no_cache)
     if patch:
         # Within another repository git would take the paths from that one's root.
         env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)}
@@ -104,16 +103,13 @@ def table(names: list[str], args) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,  # --seed is not --seeds
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    # --seed, which is for train.py, is not short for --seeds.
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("csv")
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--only", nargs="+", choices=list(PATCHES), default=list(PATCHES), metavar="NAME"
-    )
+    known = list(PATCHES)
+    parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
     args, flags = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)

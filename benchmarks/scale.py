@@ -2,14 +2,11 @@
 
 predict: predict.py on 100,000 and on 1,000,000 rows (a tiny encoder): seconds, rows/s, memory.
 train: all that train.py does with 1,000,000 rows x 5 labels before a model is trained, by stage.
-processes: one epoch of one fold by one process with two threads and by torchrun with two ranks;
-three folds by one process and by three. In turns, three times each. Flags of train.py are for it.
-Prints Markdown tables.
+processes: one epoch of one fold by one process with two threads and by torchrun with two ranks, in
+turns, three times each. Flags of train.py are for it. Prints Markdown tables.
 """
 
-import argparse
 import contextlib
-import json
 import pkgutil
 import re
 import sys
@@ -17,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import HERE, call, middle
+from measure import HERE, call, flag_parser, in_turns, middle
 
 sys.path[:0] = [str(HERE), str(HERE / "tests")]
 
@@ -96,34 +93,22 @@ def stages(args, work: Path) -> None:
 
 
 def processes(args, work: Path) -> None:
-    """Also holds that three processes write the same bytes as one."""
-    common = [HERE / "train.py", "--epochs", 1, "--folds", 3, *args.flags]
+    command = [HERE / "train.py", "--epochs", 1, "--folds", 3, "--fold", 0, *args.flags]
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    found: dict[str, list[float]] = {}
-    for i in range(args.runs):
-        for name, before, threads in (
-            ("one process, two threads", [], 2),
-            ("torchrun, two ranks", ranks, 1),
-        ):
-            out = work / f"{threads}-{i}"
-            seconds, *_ = call([*before, *common, "--fold", 0, "--out", out], threads)
-            rate = json.loads((out / "fold_0/log.jsonl").read_text())["rows_per_s"]
-            found.setdefault(f"one fold: {name}, seconds", []).append(seconds)
-            found.setdefault(f"one fold: {name}, rows/s of training", []).append(rate)
-        row, side = work / f"row-{i}", work / f"side-{i}"
-        for name, jobs, out in (("one process, one thread", 1, row), ("three processes", 3, side)):
-            seconds, *_ = call([*common, "--jobs", jobs, "--out", out], 1)
-            found.setdefault(f"three folds: {name}, seconds", []).append(seconds)
-        for name in ("oof.csv", "th.npy", "fold_1/model.safetensors"):
-            assert (side / name).read_bytes() == (row / name).read_bytes(), name
-    print(f"| what | median of {args.runs} (lowest to highest) |\n|---|---:|")
+
+    def seconds(before: list, threads: int) -> float:
+        return call([*before, *command, "--out", tempfile.mkdtemp(dir=work)], threads)[0]
+
+    ways = {"one process, two threads": lambda: seconds([], 2)}
+    ways["torchrun, two processes of one thread"] = lambda: seconds(ranks, 1)
+    found = in_turns(args.runs, ways)
+    print(f"| one fold | seconds, median of {args.runs} (lowest to highest) |\n|---|---:|")
     for name, values in found.items():
         print(f"| {name} | {middle(values, '.1f')} |")
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = flag_parser(__doc__)
     parts = {"predict": predict, "train": train, "processes": processes}
     parser.add_argument("parts", nargs="*", help=", ".join(parts))
     parser.add_argument("--rows", type=int, default=1_000_000)

@@ -2,23 +2,21 @@
 
 One epoch of fold 0 of 5 in batches of 16, then prediction of all rows by that model. In turns, each
 in a process of its own; medians of the ratios. `trainer`: transformers' Trainer at its best (fused
-AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). Shares:
-operations on tokens that are no padding (6 a weight and token in training, 2 in prediction, and
-attention), over the best matrix product measured here. --rows: only the first rows of the CSV.
-Instead of that:
+AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). --rows: only
+the first rows of the CSV. Instead of that:
 
 --whole     whole commands: train.py with 4 folds of 3 epochs and predict.py on the same CSV, the
             same with --jobs 1 --threads 2, and by the Trainer with tokenising, validation and the
             best model's saving at every epoch; seconds and peak memory of the largest process
 --busy      each command idle, and beside one busy process
---profile   where the time of our training steps and of prediction goes, by kind of work
+--profile   milliseconds of the parts of a training step: 16 texts of 32 tokens, one thread, fp32
 --quick     the first, --busy and --whole, each once, on 150 rows: under ten minutes
 """
 
 import argparse
+import collections
 import dataclasses
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -27,23 +25,24 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from measure import HERE, call, middle
+from measure import HERE, call, flag_parser, in_turns, middle
 
 sys.path.insert(0, str(HERE))
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 import metrics
 import train
 from config import BUNDLED, EMOTIONS, Config
 from data import DataCollator, assign_folds, encode, read_table
-from model import EmotionClassifier, run_over_rows, sigmoid
-from support import speed
+from model import EmotionClassifier, build_model, compute_loss, run_over_rows, sigmoid
 from support.cli import parse
-from support.encoders import inspect_encoder, layers_of, load_encoder
+from support.encoders import inspect_encoder
+from support.speed import resolve_device
 
 BATCH, FOLDS = 16, 4
 
@@ -56,14 +55,14 @@ def flags(args, epochs: int) -> list[str]:
 def prepare(args, folds: int = 5) -> SimpleNamespace:
     """What all ways have in common before a model is loaded."""
     config = parse(Config, flags(args, 1))
-    device, precision = speed.resolve_device(config.device, config.precision)
-    config = dataclasses.replace(config, device=device, precision=precision)
     table, info = read_table(config.train, config), inspect_encoder(config.model)
+    device, precision = resolve_device(config.device, config.precision)
+    config = config.resolved(info, table, folds, device, precision)
     fold = assign_folds(table.labels, table.hashes, folds, config.fold_seed)
-    dataset = encode(info.tokenizer, table.inputs, config.max_length, table.labels)
-    collate = DataCollator(
-        info.tokenizer.pad_token_id, config.max_length, config.device, config.precision
-    )
+    dataset = encode(info.tokenizer, table.inputs, config.max_length)
+    dataset.labels = table.labels
+    pad_id = info.tokenizer.pad_token_id
+    collate = DataCollator(pad_id, config.max_length, config.device, config.precision)
     return SimpleNamespace(
         config=config, table=table, info=info, fold=fold, dataset=dataset, collate=collate
     )
@@ -72,27 +71,22 @@ def prepare(args, folds: int = 5) -> SimpleNamespace:
 # One way each: rows per second of training and of prediction
 
 
-def train_rate(project: Path, args, run: Path, more: list[str]) -> float:
-    """Of the steps of one epoch of fold 0, as this project's train.py logs it."""
-    call([project / "train.py", *flags(args, 1), "--fold", 0, "--out", run, *more])
-    return json.loads((run / "fold_0/log.jsonl").read_text())["rows_per_s"]
-
-
-def predictor(args, run: Path):
-    """A function that predicts all rows by the fold in `run`, and their number."""
-    job = prepare(args)
-    model = EmotionClassifier.load(run / "fold_0", len(EMOTIONS), job.config.pooling)
-    model.to(job.config.device)
-    return lambda: run_over_rows(model, job.dataset, job.collate, job.config), len(job.table)
+def train_rate(args, run: Path, *more) -> float:
+    """Of the steps of one epoch, as train.py logs it; the sum over folds side by side."""
+    call([HERE / "train.py", *flags(args, 1), "--out", run, *more])
+    logs = run.glob("fold_*/log.jsonl")
+    return sum(json.loads(log.read_text())["rows_per_s"] for log in logs)
 
 
 def ours(args) -> dict:
+    job = prepare(args)
     with tempfile.TemporaryDirectory() as d:
-        rate = train_rate(HERE, args, Path(d, "run"), [])
-        predict, n = predictor(args, Path(d, "run"))
+        rate = train_rate(args, Path(d), "--fold", 0)
+        model = EmotionClassifier.load(Path(d, "fold_0"), len(EMOTIONS), job.config.pooling)
+    model.to(job.config.device)
     start = time.perf_counter()
-    predict()
-    return {"train": rate, "predict": n / (time.perf_counter() - start)}
+    run_over_rows(model, job.dataset, job.collate, job.config)
+    return {"train": rate, "predict": len(job.table) / (time.perf_counter() - start)}
 
 
 class Rows(Dataset):
@@ -136,24 +130,14 @@ def coach(job, k: int, folder: str, epochs: int, judge: bool):
 
 
 def trainer(args) -> dict:
-    from transformers import TrainerCallback
-
     job = prepare(args)
     with tempfile.TemporaryDirectory() as d:
-        it, start, limit = coach(job, 0, d, 1, judge=False), time.perf_counter(), args.limit
-
-        class Limit(TrainerCallback):
-            def on_step_end(self, args, state, control, **more):
-                control.should_training_stop |= time.perf_counter() - start > limit
-
-        it.add_callback(Limit())
+        it, start = coach(job, 0, d, 1, judge=False), time.perf_counter()
         it.train()
-        taken, rows = time.perf_counter() - start, len(it.train_dataset)
-        rows, start = min(rows, it.state.global_step * BATCH), time.perf_counter()
-        new = Rows(job.dataset, np.arange(len(job.table) if taken < limit else BATCH))
-        it.predict(new)
-    seconds = time.perf_counter() - start
-    return {"train": rows / taken, "predict": len(new) / seconds}
+        trained = time.perf_counter()
+        it.predict(Rows(job.dataset, np.arange(len(job.table))))
+    seconds = time.perf_counter() - trained
+    return {"train": len(it.train_dataset) / (trained - start), "predict": len(job.table) / seconds}
 
 
 def trainer_whole(args) -> dict:
@@ -174,20 +158,10 @@ def trainer_whole(args) -> dict:
 # Comparisons
 
 
-def in_turns(runs: int, ways: dict) -> dict[str, list]:
-    """What each way gives, `runs` times: forward, backward, forward ..."""
-    found = {name: [] for name in ways}
-    for i in range(runs):
-        for name in list(ways)[:: -1 if i % 2 else 1]:
-            found[name].append(ways[name]())
-            print(name, found[name][-1], flush=True)
-    return found
-
-
 def one(name: str, args):
     """A way in a process of its own: seconds, peak memory, and what it found."""
     result = Path(args.folder, "result.json")
-    where = [args.csv, "--model", args.model, "--folder", args.folder, "--limit", args.limit]
+    where = [args.csv, "--model", args.model, "--folder", args.folder]
     seconds, mb, _ = call([__file__, *where, "--one", name])
     return seconds, mb, json.loads(result.read_text())
 
@@ -199,20 +173,16 @@ def ratios(a: list[float], b: list[float]) -> str:
 def compare(args) -> None:
     names = ("ours", "trainer")
     found = in_turns(args.runs, {x: lambda x=x: one(x, args)[2] for x in names})
-    job = prepare(args)
-    device, precision = job.config.device, job.config.precision
-    limit = peak(device, precision)
-    print(f"\n{device}, {precision}, {torch.get_num_threads()} threads,", end=" ")
-    print(f"best matrix product {limit / 1e12:.3f} TFLOP/s;", end=" ")
+    config = prepare(args).config
+    print(f"\n{config.device}, {config.precision}, {torch.get_num_threads()} threads;", end=" ")
     print(f"medians of {args.runs} (lowest to highest)\n")
-    print("| | rows/s | ours is x times as fast | share of the limit |\n|---|---:|---:|---:|")
-    for what, operations in zip(("train", "predict"), operations_per_row(job), strict=True):
+    print("| | rows/s | ours is x times as fast |\n|---|---:|---:|")
+    for what in ("train", "predict"):
         mine = [x[what] for x in found["ours"]]
         for name in names:
             rates = [x[what] for x in found[name]]
             times = ratios(mine, rates) if name != "ours" else ""
-            share = operations * statistics.median(rates) / limit
-            print(f"| {what}, {name} | {middle(rates)} | {times} | {share:.0%} |")
+            print(f"| {what}, {name} | {middle(rates)} | {times} |")
 
 
 def compare_whole(args) -> None:
@@ -238,30 +208,27 @@ def compare_whole(args) -> None:
 
 
 def compare_busy(args) -> None:
-    """Rates of each command alone, and beside a process that never waits."""
+    """Each command alone, and beside a process that never waits."""
     run = Path(args.folder, "run")
 
     def training(*more) -> float:
         with tempfile.TemporaryDirectory(dir=args.folder) as d:
-            call([HERE / "train.py", *flags(args, 1), "--folds", 2, "--out", d, *more])
-            logs = Path(d).glob("fold_*/log.jsonl")
-            return sum(json.loads(log.read_text())["rows_per_s"] for log in logs)
+            return train_rate(args, Path(d), "--folds", 2, *more)
 
     def predicting(*more) -> float:
-        output = ["--output", Path(args.folder, "s.csv")]
-        how = more or ("--input", args.csv, *output)
-        return len(rows.table) / call([HERE / "predict.py", "--run", run, *how])[0]
+        return call([HERE / "predict.py", "--run", run, *more])[0]
 
-    call([HERE / "train.py", *flags(args, 1), "--folds", 2, "--out", run])
-    rows = prepare(args)
-    ways = {"train.py": training, "train.py --fold 0": lambda: training("--fold", 0)}
-    ways["train.py --folds 1"] = lambda: training("--folds", 1)
-    ways |= {
-        "predict.py": predicting,
-        "predict.py --text": lambda: predicting("--text", "so happy"),
+    train_rate(args, run, "--folds", 2)
+    files = ["--input", args.csv, "--output", Path(args.folder, "s.csv")]
+    ways = {
+        "train.py, rows/s": training,
+        "train.py --fold 0, rows/s": lambda: training("--fold", 0),
+        "train.py --folds 1, rows/s": lambda: training("--folds", 1),
+        "predict.py, seconds": lambda: predicting(*files),
+        "predict.py --text, seconds": lambda: predicting("--text", "so happy"),
+        "trainer, rows/s": lambda: one("trainer", args)[2]["train"],
     }
-    ways["trainer"] = lambda: one("trainer", args)[2]["train"]
-    print("| rows/s | idle | beside a busy process | kept |\n|---|---:|---:|---:|")
+    print("| | idle | beside a busy process | kept |\n|---|---:|---:|---:|")
     for name, way in ways.items():
         idle, busy = [], []
         for _ in range(args.runs):
@@ -270,9 +237,9 @@ def compare_busy(args) -> None:
                 busy.append(way())
                 other.kill()
         kept = statistics.median(busy) / statistics.median(idle)
-        print(
-            f"| {name} | {middle(idle, '.1f')} | {middle(busy, '.1f')} | {kept:.0%} |", flush=True
-        )
+        kept = 1 / kept if name.endswith("seconds") else kept
+        values = f"{middle(idle, '.1f')} | {middle(busy, '.1f')} | {kept:.0%}"
+        print(f"| {name} | {values} |", flush=True)
 
 
 def quick(args) -> None:
@@ -280,96 +247,45 @@ def quick(args) -> None:
         mode(args)
 
 
-def peak(device: str, precision: str) -> float:
-    """Operations per second of the best of some matrix products."""
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    best = 0.0
-    for n in (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
-        a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in "ab")
-        for _ in range(8):
-            start = time.perf_counter()
-            for _ in range(4):
-                c = a @ b
-            c[0, 0].item()
-            best = max(best, 8 * n**3 / (time.perf_counter() - start))
-    return best
+def profile(args) -> None:
+    """The parts of `train_one_epoch`, at random tokens that occur in the CSV."""
+    torch.set_num_threads(1)
+    job, spent = prepare(args), collections.defaultdict(list)
+    if job.config.device != "cpu":
+        sys.exit("--profile times a CPU: a GPU goes on while Python does")
+    tokens = np.unique(job.dataset.ids)
+    rows = np.random.default_rng(0).choice(tokens, (BATCH, 32))
+    batch = job.collate([{"input_ids": x, "labels": job.table.labels[0]} for x in rows])
+    model = build_model(job.info.path, job.config, job.table.labels, tokens).train()
+    optimizer = train.make_optimizer(model, job.config)
+    criterion = train.make_criterion(job.config, job.table.labels)
+    trained, limit = list(model.parameters()), job.config.max_grad_norm
 
-
-def operations_per_row(job) -> tuple[float, float]:
-    """Of training and of prediction, without padding and without the token table's look-up."""
-    encoder = load_encoder(job.info.path)
-    layers = layers_of(encoder)
-    weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
-    n, width = job.dataset.lengths.astype(float), 4 * encoder.config.hidden_size * len(layers)
-    forward = float(np.mean(2 * weights * n + width * n**2))
-    return 3 * forward, forward
-
-
-# Where the time goes
-
-
-KINDS = {  # the first pattern that is found in an operator's name
-    "matrix products": r"aten::(add|ba?dd?b|b)?mm|convolution",
-    "attention beside them": "softmax|masked_fill|scaled_dot|flash",
-    "dropout": "dropout|aten::ge$",
-    "GELU": "gelu",
-    "norms": "layer_norm|rms_norm",
-    "AdamW": "adam|Optimizer",
-    "clipping": "linalg_vector_norm|_foreach|stack",
-    "copies and casts": "copy_|::to$|contiguous|clone|cat$",
-    "token table": "embedding|index",
-}
-
-
-def profiled(work) -> tuple[object, float, dict[str, float]]:
-    """What `work` gives, its seconds, and those by kind: the rest is Python, numpy, waiting."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+    def timed(part: str, work):
         start = time.perf_counter()
         result = work()
-        wall = time.perf_counter() - start
-    spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
-    for e in prof.key_averages():
-        kinds = (kind for kind, pattern in KINDS.items() if re.search(pattern, e.key))
-        spent[next(kinds, "other operators")] += e.self_cpu_time_total / 1e6
-    return result, wall, spent | {"Python, numpy, waiting": wall - sum(spent.values())}
+        spent[part].append(1000 * (time.perf_counter() - start))
+        return result
 
-
-def profile(args) -> None:
-    found, masks, epoch = {}, speed.byte_dropout, train.train_one_epoch
-
-    def named(*inputs):
-        with torch.profiler.record_function("dropout"):  # also what numpy does in it
-            return masks(*inputs)
-
-    def watched(*inputs):
-        taken, *found["training"] = profiled(lambda: epoch(*inputs))
-        return taken
-
-    speed.byte_dropout, train.train_one_epoch = named, watched
-    run = Path(args.folder, "run")
-    # The second epoch's profile replaces the first one's: warm.
-    if code := train.main([*flags(args, 2), "--fold", "0", "--keep", "last", "--out", str(run)]):
-        sys.exit(code)
-    predict, _ = predictor(args, run)
-    predict()  # warm
-    _, *found["prediction"] = profiled(predict)
-    for what, (wall, spent) in found.items():
-        print(f"\n| {what} | share of {wall:.1f} s |\n|---|---:|")
-        for kind, seconds in sorted(spent.items(), key=lambda x: -x[1]):
-            print(f"| {kind} | {seconds / wall:.1%} |")
+    for _ in range(10 * args.runs):
+        loss = timed("forward", lambda: compute_loss(model, batch, criterion)[1].mean())
+        timed("backward", loss.backward)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        norm = timed("the gradient's norm", lambda x=gradients: nn.utils.get_total_norm(x))
+        timed("scaling", lambda x=norm: nn.utils.clip_grads_with_norm_(trained, limit, x))
+        timed("AdamW", optimizer.step)
+        optimizer.zero_grad()
+    print("| part of a step | milliseconds |\n|---|---:|")
+    for part, values in spent.items():
+        print(f"| {part} | {middle(values, '.1f')} |")
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
-    hidden = argparse.SUPPRESS
+    parser, hidden = flag_parser(__doc__), argparse.SUPPRESS
     parser.add_argument("csv", nargs="?", default=str(HERE / "examples/train.csv"))
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
-    parser.add_argument(
-        "--limit", type=float, default=600, help="seconds of the Trainer's training"
-    )
     modes = {"--whole": compare_whole, "--busy": compare_busy, "--profile": profile}
     modes["--quick"] = quick
     for mode in modes:
@@ -382,7 +298,7 @@ def main() -> None:
         Path(args.folder, "result.json").write_text(result)
         return
     if args.quick:
-        args.rows, args.runs, args.limit = args.rows or 150, 1, 60
+        args.rows, args.runs = args.rows or 150, 1
     with tempfile.TemporaryDirectory() as args.folder:
         if args.rows:
             rows = pd.read_csv(args.csv, dtype=str, keep_default_na=False)[: args.rows]

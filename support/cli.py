@@ -40,7 +40,7 @@ def parse(kind: type, argv: list[str] | None = None):
         names = ", ".join(unknown)
         raise UserError(f"--config: unknown keys {names}; known are {', '.join(known)}")
     config = checked(kind(**(values | given)))
-    if kind is Config and config.valid and (config.fold_column or config.folds not in (None, 1)):
+    if getattr(config, "valid", None) and (config.fold_column or config.folds not in (None, 1)):
         other = "--fold-column" if config.fold_column else "--folds"
         raise UserError(f"--valid gives the held-out rows - leave {other} out")
     for name in ("input", "output", "probabilities") if getattr(config, "text", None) else ():
@@ -70,7 +70,7 @@ def _parser(kind: type) -> Parser:
         one = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
         parser.add_argument(*names, help=text.replace("%", "%%"), **of_kind.get(type_, one))
-    if kind is Config:
+    if issubclass(kind, Config):
         text = "config.json of a run; flags go before"
         parser.add_argument("--config", metavar="FILE", help=text)
     return parser

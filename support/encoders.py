@@ -92,6 +92,7 @@ class EncoderInfo:
     layers: int
     max_positions: int | None  # tokens of the longest text; None: no limit
     sha256: str = ""  # of the weights, once they are read
+    seen: np.ndarray | None = None  # hashes of the texts of an earlier run, uint64
 
 
 def inspect_encoder(name: str) -> EncoderInfo:

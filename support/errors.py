@@ -40,7 +40,7 @@ def exit_codes(main):
     """Wrap a `main(argv) -> int`: what the user can mend is one `error:` line and an exit code."""
 
     @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None) -> int:
+    def wrapped(argv: list[str] | None = None, **more) -> int:
         debug = "--debug" in (sys.argv[1:] if argv is None else argv)
         for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run on an ASCII terminal
             if hasattr(stream, "reconfigure"):
@@ -51,7 +51,7 @@ def exit_codes(main):
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks the network
         try:
             with warnings.catch_warnings():
-                return main(argv)
+                return main(argv, **more)
         except (Interrupted, UserError, OSError, RuntimeError, MemoryError) as e:
             line, code = _ending(e)
             if code is None or debug and not isinstance(e, (Interrupted, BrokenPipeError)):

@@ -19,8 +19,9 @@ ERRORS = 100_000  # lines of errors.csv at most
 
 def say_data(data, names: list[str], dataset, tokenizer, folds: np.ndarray) -> None:
     """Print what a person wants to know of the data before training; warn of what looks wrong."""
-    y, n, lengths = data.labels, len(data), dataset.lengths
-    group, times = np.unique(data.hashes, return_inverse=True, return_counts=True)[1:]
+    known = ~np.isnan(data.labels).any(1)  # texts without labels only teach (tools/distil.py)
+    y, folds, n, lengths = data.labels[known], folds[known], known.sum(), dataset.lengths
+    group, times = np.unique(data.hashes[known], return_inverse=True, return_counts=True)[1:]
     kinds = [*map(bytes, y.astype(np.uint8))]  # the label combination of each row
     conflicts = len({*zip(group.tolist(), kinds, strict=True)}) - len(times)
     unk = np.mean(dataset.ids == tokenizer.unk_token_id)  # ModernBERT, say, has none: 0
@@ -30,7 +31,7 @@ def say_data(data, names: list[str], dataset, tokenizer, folds: np.ndarray) -> N
         f" | rows with no label {1 - y.any(1).mean():.1%}"
         f" | duplicate texts {n - len(times)} ({conflicts} with other labels)",
         f"tokens per text: median {int(np.median(lengths))}, longest {lengths.max()}"
-        f" | cut at --max-length: {dataset.cut / n:.1%} | unknown tokens: {unk:.2%}",
+        f" | cut at --max-length: {dataset.cut / len(data):.1%} | unknown tokens: {unk:.2%}",
         f"label: share (positives {'never held out, ' if -1 in folds else ''}in each fold)",
     ]
     for j, name in enumerate(names):

@@ -27,7 +27,7 @@ def find_run(folder: str | None) -> Run:
         print(f"run {folder} (finished last of {len(done)})")
     path = Path(str(folder))
     if not os.path.isdir(path):
-        raise UserError(f"--run {path}: no such run folder - give one that train.py made")
+        raise UserError(f"{path}: no such run folder - give one that train.py made")
     run, again = Run(path), "run the same train.py command again; it"
     missing = ", ".join(f"fold {k}" for k in run.missing())
     if missing or not (path / "DONE.json").exists():

@@ -158,19 +158,21 @@ def start_run(path: Path, config: Config, data, info: EncoderInfo, ranks, argv) 
     same |= {f"code.{name}": sha256 for name, sha256 in code_sha256().items()}
     same |= {f"versions.{p.__name__}": p.__version__ for p in PACKAGES}
     same |= {"versions.python": platform.python_version(), "threads": torch.get_num_threads()}
-    same |= {"encoder_sha256": info.sha256, "world_size": ranks.size}
+    same |= {"encoder_sha256": info.sha256, "world_size": ranks.size, **data.origin}
+    same["encoder_saw"] = n = int(np.isin(data.hashes, info.seen).sum())
+    if n:
+        what = f"{n} of {len(data)} texts are among those this encoder was trained on"
+        warn(f"{what} - scores on them are too good")
     same |= dict(zip(("data_sha256", "valid_sha256"), data.sha256.split(), strict=False))
     card = torch.cuda.get_device_name() if config.device == "cuda" else platform.machine()
-    env = {
-        "command": " ".join(["train.py", *(sys.argv[1:] if argv is None else argv)]),
-        "host": {"platform": platform.platform(), "device": card},
-        "same": same,
-    }
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]] if argv is None else ["train.py", *argv]
+    host = {"platform": platform.platform(), "device": card}
+    env = {"command": " ".join(command), "host": host, "same": same}
     if ranks.leads:
-        kept = {**config.identity, "train": config.train, "valid": config.valid}
+        kept = config.identity | {name: getattr(config, name) for name in config.FILES}
         anew = config.restart and ranks.restarts == "0"  # restarted by torchrun, it goes on
         Run.open(path, kept, env, anew)
-        hashes = np.union1d(data.hashes, seen_hashes(info.path))
+        hashes = np.union1d(data.hashes, info.seen)
         with locked(path / "lock", wait=True), atomic_write(path) as temporary:
             np.save(temporary / "texts.npy", hashes, allow_pickle=False)
     ranks.agree()  # rank 0 has made it
@@ -184,9 +186,3 @@ def seen_hashes(encoder_path: str) -> np.ndarray:
     if seen.is_file() and seen.with_name("env.json").is_file():
         return read_npy(seen, "u", "text hashes")
     return np.zeros(0, np.uint64)
-
-
-def warn_of_seen_texts(encoder_path: str, hashes: np.ndarray) -> None:
-    if n := np.isin(hashes, seen_hashes(encoder_path)).sum():
-        what = "texts are among those this encoder was trained on"
-        warn(f"{n} of {len(hashes)} {what} - scores on them are too good")

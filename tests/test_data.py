@@ -240,7 +240,8 @@ def test_tokens_are_flat_and_cut_ones_counted():
 
 def test_collator_pads_to_a_multiple_of_8_of_the_longest():
     labels = np.eye(2, dtype=np.float32)
-    dataset = encode(make_tokenizer(), ["i am so", "dog " * 7], 64, labels)
+    dataset = encode(make_tokenizer(), ["i am so", "dog " * 7], 64)
+    dataset.labels = labels
     b = DataCollator(pad_id=0, precision="bf16")([dataset[0], dataset[1]])
     assert b["input_ids"].shape == (2, 16) and b["attention_mask"].sum(1).tolist() == [5, 9]
     assert b["input_ids"][0, 5:].unique().tolist() == [0] and b["labels"].tolist() == [

@@ -14,6 +14,7 @@ import pytest
 
 from config import HERE, Config, PredictConfig
 from support.cli import flag
+from tools.distil import DistilConfig
 
 BUDGET = {"train": 300, "predict": 160, "model": 160, "data": 250, "metrics": 200, "config": 130}
 SIX = [HERE / f"{name}.py" for name in BUDGET]
@@ -133,11 +134,12 @@ def documents() -> str:
 
 
 def test_every_flag_the_documents_name_exists():
-    known = {flag(f) for kind in (Config, PredictConfig) for f in kind.__dataclass_fields__}
+    kinds = (Config, PredictConfig, DistilConfig)
+    known = {flag(f) for kind in kinds for f in kind.__dataclass_fields__}
     known |= {"--config", "--help"} | TORCHRUN
     for path in [*HERE.glob("benchmarks/*.py"), *HERE.glob("tools/*.py")]:
-        known |= set(re.findall(r'"(--[a-z-]+)"', path.read_text(encoding="utf-8")))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", documents()))
+        known |= set(re.findall(r'"(--[a-z0-9-]+)"', path.read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", documents()))
     assert named <= known, named - known
 
 

@@ -76,7 +76,8 @@ FP32 = dataclasses.replace(Config(), device="cpu", precision="fp32")
 
 
 def batch_of(tokenizer, labels=False):
-    dataset = encode(tokenizer, TEXTS, 32, np.eye(4, 3, dtype=np.float32) if labels else None)
+    dataset = encode(tokenizer, TEXTS, 32)
+    dataset.labels = np.eye(4, 3, dtype=np.float32) if labels else None
     collate = DataCollator(tokenizer.pad_token_id)
     return dataset, collate([dataset[i] for i in range(len(dataset))])
 

@@ -206,6 +206,15 @@ def multi_sample_dropout(r, d, files, bert):
     assert differs(r, d)
 
 
+def augmentation(r, d, files, bert):
+    """Rows are shorter in training: their last positions are trained less often."""
+    name = "embeddings.position_embeddings.weight"
+    before = load_file(bert / "model.safetensors")[name]
+    way, usual = (float((x.encoder[name] - before)[12:].norm()) for x in (r, d))
+    assert way < 0.97 * usual
+    assert differs(r, d)
+
+
 def weight_ema(r, d, files, bert):
     """The same steps are taken; the mean, which lags behind, is judged and kept."""
     assert [x["train_loss"] for x in r.log] == [x["train_loss"] for x in d.log]
@@ -248,7 +257,7 @@ def one_more_metric(r, d, files, bert):
     assert not differs(r, d)
 
 
-RECIPES = (attention_pooling, two_layer_head, layer_rates, r_drop, adversarial)
+RECIPES = (attention_pooling, two_layer_head, layer_rates, r_drop, adversarial, augmentation)
 RECIPES += (multi_sample_dropout, weight_ema, asymmetric_loss, other_optimizer, second_column)
 EFFECTS = {check.__name__: check for check in (*RECIPES, one_more_metric)}
 

@@ -7,7 +7,6 @@ How the interval is made: tools/luck.py. How often it errs: docs/results.md.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import metrics
 from config import Config
-from data import assign_folds, read_data, read_table, split
+from data import read_table
 from support.cli import Parser
 from support.csvfile import read_frames, read_header
 from support.errors import UserError, exit_codes, warn
@@ -25,6 +24,7 @@ from support.files import damage, file_sha256
 from support.results import read_settings
 from support.run import Run
 from tools.luck import Scored, differ, draw, table, verdict
+from tools.runs import read_oof, read_training
 
 
 def read_runs(sides: list[list[str]], moved: list[str]) -> tuple[list[tuple], np.ndarray, list]:
@@ -47,13 +47,7 @@ def read_runs(sides: list[list[str]], moved: list[str]) -> tuple[list[tuple], np
                 raise UserError(f"{run.path}: {what} - compare runs on the same rows")
         if run.same.get("code.metrics.py", now) != now:
             warn(f"{run.path}: made with another metrics.py; today's chooses the thresholds")
-    config = read_settings(first, "cpu", "fp32")
-    train, valid = [*moved, *(config.train, config.valid)[len(moved) :]][:2]
-    data = read_data(dataclasses.replace(config, train=train, valid=valid))
-    files = [key for key in ("data_sha256", "valid_sha256") if key in first.same]
-    if data.sha256 != " ".join(first.same[key] for key in files):
-        what = f"{' '.join(filter(None, (train, valid)))}: not what {first.path} was trained on"
-        raise UserError(f"{what} - say with --train where that lies now")
+    data, config = read_training(first, moved), read_settings(first, "cpu", "fp32")
     for side, run in runs:
         scored = read_oof(run, data, config.labels)
         key, twin = (scored.rows.tobytes(), scored.fold.tobytes()), scored.p.tobytes()
@@ -65,25 +59,6 @@ def read_runs(sides: list[list[str]], moved: list[str]) -> tuple[list[tuple], np
             mend = "train with the same --folds and --split-seed (or --seed) on both sides"
             raise UserError(f"{path}: no run of the other side has its folds - {mend}")
     return [pair[:2] for pair in found.values()], data.groups, config.labels
-
-
-def read_oof(run: Run, data, labels: list[str]) -> Scored:
-    path, config = str(run.path / "oof.csv"), read_settings(run, "cpu", "fp32")
-    try:
-        frame = next(read_frames(path, read_header(path), None))
-        fold, p = frame["fold"].to_numpy(np.int16), frame[labels].to_numpy(np.float32)
-    except (KeyError, ValueError, OverflowError, StopIteration):
-        raise UserError(f"{path}: is not what train.py wrote - train it again") from None
-    rows = np.arange(len(data))
-    if len(frame) < len(data):  # some rows are never held out
-        rows = np.flatnonzero(split(data, config) >= 0)
-    if [data.ids[i] for i in rows] != frame["id"].tolist() or not ((p >= 0) & (p <= 1)).all():
-        raise UserError(f"{path}: is not what train.py wrote for {config.train} - train it again")
-    y, by = data.labels[rows], fold
-    if config.folds == 1:  # as in train.py
-        groups = data.groups[rows]
-        by = assign_folds(y, groups, min(5, len(np.unique(groups))), config.fold_seed)
-    return Scored(rows, fold, y, metrics.cross_fit(y, p, by), p)
 
 
 def read_verdicts(gold: str, a: str, b: str) -> tuple[list[tuple], np.ndarray, list[str]]:

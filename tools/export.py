@@ -1,0 +1,150 @@
+"""A finished run as one folder that needs no torch: python tools/export.py RUN FOLDER [--int8]
+
+FOLDER gets model.onnx (token ids -> probabilities, the mean over the folds), model.json (labels,
+thresholds, calibration), tokenizer.json and predict_onnx.py. At the end the folder's own program
+predicts real texts, beside predict.py. K folds, C labels; B rows of a batch, T tokens.
+"""
+
+import argparse
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import metrics
+from data import Table
+from model import compute_loss
+from predict import Ensemble
+from support.cli import Parser
+from support.errors import Signals, UserError, exit_codes
+from support.files import read_json, write_json
+from tools.int8 import judge, load_program, quantise, quiet
+from tools.runs import some_texts
+
+LARGE = 1.8e9  # bytes of weights; protobuf takes 2 GB in one file
+
+
+class FoldMean(nn.Module):
+    """Token ids and mask (B, T) -> probabilities: mean of the folds (B, C), and each (K, B, C)."""
+
+    def __init__(self, models: list[nn.Module]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, input_ids, attention_mask):
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        by_fold = torch.stack([compute_loss(m, batch)[0].sigmoid() for m in self.models])
+        return by_fold.mean(0), by_fold
+
+
+def write_graph(models: list[nn.Module], path: Path) -> bool:
+    """model.onnx, for any B and T; whether its weights are in a file of their own beside it.
+    UserError for what can't be exported."""
+    mean = FoldMean(models).eval()
+    large = 4 * sum(p.numel() for p in mean.parameters()) > LARGE
+    ids, mask = torch.ones(2, 7, dtype=torch.long), torch.ones(2, 7, dtype=torch.long)
+    mask[1, 5:] = 0
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    how = {"input_names": ["input_ids", "attention_mask"], "dynamic_shapes": (free, free)}
+    how |= {"output_names": ["probabilities", "by_fold"], "external_data": large}
+    try:
+        with quiet():
+            torch.onnx.export(mean, (ids, mask), path, dynamo=True, verbose=False, **how)
+    except ImportError as e:
+        raise UserError(f"{e} - pip install -r requirements-dev.txt") from e
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # whatever the exporter meets in an encoder
+        why = f"torch's exporter makes no graph of it ({type(e).__name__}: {str(e)[:150]})"
+        raise UserError(f"{models[0].encoder.config.model_type}: {why} - use predict.py") from e
+    return large
+
+
+def build(ensemble: Ensemble, folds: list[int], folder: Path, int8: bool) -> None:
+    """The folder with all that is in it, thresholds and calibration being the run's."""
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("predict_onnx.py"), folder)
+    tokenizer, config = ensemble.tokenizer, ensemble.config
+    if not (backend := getattr(tokenizer, "backend_tokenizer", None)):
+        kind = type(tokenizer).__name__
+        raise UserError(f"{kind}: is in Python alone, without a tokenizer.json - use predict.py")
+    about = {"labels": ensemble.labels, "thresholds": ensemble.th.tolist(), "run": ensemble.run.key}
+    about |= {"calibration": ensemble.platt.tolist(), "pad_id": tokenizer.pad_token_id}
+    about |= {"max_length": config.max_length}
+    write_json(folder / "model.json", about | {"text_column": config.text_column, "int8": int8})
+    backend.no_padding()
+    backend.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
+    backend.save(str(folder / "tokenizer.json"))
+    models = [ensemble.model(k) for k in folds]
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder.parent) as temporary:
+        path = Path(temporary if int8 else folder, "model.onnx")
+        large = write_graph(models, path)
+        if int8:
+            quantise(path, folder / "model.onnx", large)
+
+
+def check(ensemble: Ensemble, folds: list[int], folder: Path, data: Table) -> None:
+    """Say how far the folder's own program, which knows texts alone, is from predict.py. UserError
+    beyond 1e-4 in fp32."""
+    program = load_program(folder)
+    ours, its = ensemble.predict_test(data.inputs, folds=folds), program.predict(data.texts)
+    gap, th = float(np.abs(ours - its).max()), np.float32(program.MODEL["thresholds"])
+    other = int((metrics.detect(ours, ensemble.th) != metrics.detect(its, th)).sum())
+    said = f"probabilities differ from predict.py's in fp32 by up to {gap:.1e}"
+    print(f"{len(data)} texts: {said}; verdicts that differ: {other} of {ours.size}")
+    if not (gap <= 1e-4 or program.MODEL["int8"]):
+        raise UserError(f"{said}, more than 1e-4 - use predict.py for this encoder", 1)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = Parser("tools/export.py", description=__doc__, **how)
+    parser.add_argument("run", help="finished run")
+    parser.add_argument("folder", help="new folder to write")
+    parser.add_argument("--fold", type=int, help="this fold's model alone")
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    both = "the training CSV, and that of --valid, where they lie now"
+    parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=both)
+    return parser.parse_args(argv)
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    folder = Path(args.folder).resolve()
+    if not folder.parent.is_dir():
+        raise UserError(f"{folder.parent}: no such folder - make it first")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{args.folder}: is not empty - name a new folder")
+    ensemble = Ensemble(args.run, "cpu", "fp32", keep=True)
+    folds = [*range(ensemble.run.folds)] if args.fold is None else [args.fold]
+    if not 0 <= folds[-1] < ensemble.run.folds:
+        raise UserError(f"--fold {args.fold}: the run's folds are 0 to {ensemble.run.folds - 1}")
+    new = {"prefix": ".tmp-", "dir": folder.parent}
+    with Signals(), tempfile.TemporaryDirectory(**new) as temporary:
+        work, judged = Path(temporary, "model"), Path(temporary, "judged")
+        build(ensemble, folds, work, args.int8)
+        if args.int8:  # new thresholds, from the folds' own out-of-fold rows
+            single = read_json(ensemble.run.path / "config.json").get("single")
+            student = Ensemble(single, "cpu", "fp32", keep=True) if single else ensemble
+            if single or args.fold is not None:
+                build(student, [*range(student.run.folds)], judged, True)
+            found = judge(student, judged if judged.exists() else work, args.train)
+            write_json(work / "model.json", read_json(work / "model.json") | found)
+        check(ensemble, folds, work, some_texts(ensemble.config, args.train))
+        size = sum(path.stat().st_size for path in work.iterdir()) / 1e6
+        work.rename(folder)
+    program = shlex.quote(str(Path(args.folder, "predict_onnx.py")))
+    print(f"done: {args.folder}, {size:.0f} MB | next: python {program} new.csv out.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
