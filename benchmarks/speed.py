@@ -3,22 +3,16 @@
 One epoch of fold 0 of 5 in batches of 16, then prediction of all rows by that model. In turns, each
 in a process of its own; medians of the ratios. `trainer`: transformers' Trainer at its best (fused
 AdamW, batches grouped by length, bf16 where the processor has it; needs accelerate). --rows: only
-the first rows of the CSV. Instead of that:
+the first rows of the CSV.
 
---whole     whole commands: train.py with 4 folds of 3 epochs and predict.py on the same CSV, the
-            same with --jobs 1 --threads 2, and by the Trainer with tokenising, validation and the
-            best model's saving at every epoch; seconds and peak memory of the largest process
---busy      each command idle, and beside one busy process
---profile   milliseconds of the parts of a training step: 16 texts of 32 tokens, one thread, fp32
---quick     the first, --busy and --whole, each once, on 150 rows: under ten minutes
+--whole compares whole commands instead: train.py with 4 folds of 3 epochs and predict.py on the
+same CSV, the same with --jobs 1 --threads 2, and the Trainer with tokenising, validation and the
+best model's saving at every epoch. Seconds, and peak memory of the largest process.
 """
 
 import argparse
-import collections
 import dataclasses
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,14 +26,12 @@ sys.path.insert(0, str(HERE))
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 import metrics
-import train
 from config import BUNDLED, EMOTIONS, Config
 from data import DataCollator, assign_folds, encode, read_table
-from model import EmotionClassifier, build_model, compute_loss, run_over_rows, sigmoid
+from model import EmotionClassifier, run_over_rows, sigmoid
 from support.cli import parse
 from support.encoders import inspect_encoder
 from support.speed import resolve_device
@@ -71,17 +63,11 @@ def prepare(args, folds: int = 5) -> SimpleNamespace:
 # One way each: rows per second of training and of prediction
 
 
-def train_rate(args, run: Path, *more) -> float:
-    """Of the steps of one epoch, as train.py logs it; the sum over folds side by side."""
-    call([HERE / "train.py", *flags(args, 1), "--out", run, *more])
-    logs = run.glob("fold_*/log.jsonl")
-    return sum(json.loads(log.read_text())["rows_per_s"] for log in logs)
-
-
 def ours(args) -> dict:
     job = prepare(args)
     with tempfile.TemporaryDirectory() as d:
-        rate = train_rate(args, Path(d), "--fold", 0)
+        call([HERE / "train.py", *flags(args, 1), "--out", d, "--fold", 0])
+        rate = json.loads(Path(d, "fold_0/log.jsonl").read_text())["rows_per_s"]  # of the steps
         model = EmotionClassifier.load(Path(d, "fold_0"), len(EMOTIONS), job.config.pooling)
     model.to(job.config.device)
     start = time.perf_counter()
@@ -207,89 +193,13 @@ def compare_whole(args) -> None:
         print(f"| {name} | {middle(seconds)} | {times} | {middle(mb)} |")
 
 
-def compare_busy(args) -> None:
-    """Each command alone, and beside a process that never waits."""
-    run = Path(args.folder, "run")
-
-    def training(*more) -> float:
-        with tempfile.TemporaryDirectory(dir=args.folder) as d:
-            return train_rate(args, Path(d), "--folds", 2, *more)
-
-    def predicting(*more) -> float:
-        return call([HERE / "predict.py", "--run", run, *more])[0]
-
-    train_rate(args, run, "--folds", 2)
-    files = ["--input", args.csv, "--output", Path(args.folder, "s.csv")]
-    ways = {
-        "train.py, rows/s": training,
-        "train.py --fold 0, rows/s": lambda: training("--fold", 0),
-        "train.py --folds 1, rows/s": lambda: training("--folds", 1),
-        "predict.py, seconds": lambda: predicting(*files),
-        "predict.py --text, seconds": lambda: predicting("--text", "so happy"),
-        "trainer, rows/s": lambda: one("trainer", args)[2]["train"],
-    }
-    print("| | idle | beside a busy process | kept |\n|---|---:|---:|---:|")
-    for name, way in ways.items():
-        idle, busy = [], []
-        for _ in range(args.runs):
-            idle.append(way())
-            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-                busy.append(way())
-                other.kill()
-        kept = statistics.median(busy) / statistics.median(idle)
-        kept = 1 / kept if name.endswith("seconds") else kept
-        values = f"{middle(idle, '.1f')} | {middle(busy, '.1f')} | {kept:.0%}"
-        print(f"| {name} | {values} |", flush=True)
-
-
-def quick(args) -> None:
-    for mode in (compare, compare_busy, compare_whole):
-        mode(args)
-
-
-def profile(args) -> None:
-    """The parts of `train_one_epoch`, at random tokens that occur in the CSV."""
-    torch.set_num_threads(1)
-    job, spent = prepare(args), collections.defaultdict(list)
-    if job.config.device != "cpu":
-        sys.exit("--profile times a CPU: a GPU goes on while Python does")
-    tokens = np.unique(job.dataset.ids)
-    rows = np.random.default_rng(0).choice(tokens, (BATCH, 32))
-    batch = job.collate([{"input_ids": x, "labels": job.table.labels[0]} for x in rows])
-    model = build_model(job.info.path, job.config, job.table.labels, tokens).train()
-    optimizer = train.make_optimizer(model, job.config)
-    criterion = train.make_criterion(job.config, job.table.labels)
-    trained, limit = list(model.parameters()), job.config.max_grad_norm
-
-    def timed(part: str, work):
-        start = time.perf_counter()
-        result = work()
-        spent[part].append(1000 * (time.perf_counter() - start))
-        return result
-
-    for _ in range(10 * args.runs):
-        loss = timed("forward", lambda: compute_loss(model, batch, criterion)[1].mean())
-        timed("backward", loss.backward)
-        gradients = [p.grad for p in trained if p.grad is not None]
-        norm = timed("the gradient's norm", lambda x=gradients: nn.utils.get_total_norm(x))
-        timed("scaling", lambda x=norm: nn.utils.clip_grads_with_norm_(trained, limit, x))
-        timed("AdamW", optimizer.step)
-        optimizer.zero_grad()
-    print("| part of a step | milliseconds |\n|---|---:|")
-    for part, values in spent.items():
-        print(f"| {part} | {middle(values, '.1f')} |")
-
-
 def main() -> None:
     parser, hidden = flag_parser(__doc__), argparse.SUPPRESS
     parser.add_argument("csv", nargs="?", default=str(HERE / "examples/train.csv"))
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int)
-    modes = {"--whole": compare_whole, "--busy": compare_busy, "--profile": profile}
-    modes["--quick"] = quick
-    for mode in modes:
-        parser.add_argument(mode, action="store_true")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--one", choices=("ours", "trainer", "trainer_whole"), help=hidden)
     parser.add_argument("--folder", help=hidden)
     args = parser.parse_args()
@@ -297,14 +207,12 @@ def main() -> None:
         result = json.dumps(globals()[args.one](args))
         Path(args.folder, "result.json").write_text(result)
         return
-    if args.quick:
-        args.rows, args.runs = args.rows or 150, 1
     with tempfile.TemporaryDirectory() as args.folder:
         if args.rows:
             rows = pd.read_csv(args.csv, dtype=str, keep_default_na=False)[: args.rows]
             args.csv = f"{args.folder}/rows.csv"
             rows.to_csv(args.csv, index=False)
-        next((work for mode, work in modes.items() if vars(args)[mode[2:]]), compare)(args)
+        (compare_whole if args.whole else compare)(args)
 
 
 if __name__ == "__main__":
