@@ -5,6 +5,7 @@ No test needs a network: sockets are refused, and the Hub is a folder laid out a
 
 import csv
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -12,9 +13,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same bytes again are promised on a CPU only
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a background shell or nohup ignores these, and we honour that
+# A background shell or nohup ignores these, and we honour that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import numpy as np
@@ -22,6 +22,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+pytest.register_assert_rewrite("faults")  # its assertions, too, say what differs
 
 LABELS = ["anger", "fear", "joy", "sadness", "surprise"]
 WORDS = [
@@ -77,7 +79,8 @@ def no_network(monkeypatch):
 def quick(request, monkeypatch):
     """No drawing and no waiting for the disk, which are most of a tiny run.
 
-    test_report.py draws for real, and runs in processes of their own do both; only a power cut would miss the fsync.
+    test_report.py draws for real, and runs in processes of their own do both; only a power cut
+    would miss the fsync.
     """
     from support import report
 
@@ -89,7 +92,10 @@ def quick(request, monkeypatch):
 def make_tokenizer(
     pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]", first=()
 ) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer; `first` are the tokens with the lowest ids (RoBERTa's pad has id 1)."""
+    """A word-level tokenizer; `first` are the tokens with the lowest ids.
+
+    RoBERTa's pad has id 1.
+    """
     vocab = {
         t: i
         for i, t in enumerate(
@@ -115,9 +121,13 @@ def make_bert(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=128,
-    )  # fmt: skip
+    )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -161,7 +171,8 @@ def test_csv(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(bert, train_csv) -> list[str]:
     """A run of a second or two."""
-    return ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "2", "--lr", "5e-3", "--dropout", "0.1", "--precision", "fp32"]  # fmt: skip
+    argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "2"]
+    return [*argv, "--lr", "5e-3", "--dropout", "0.1", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="session")
@@ -170,9 +181,54 @@ def finished(tmp_path_factory, bert, train_csv) -> Path:
     import train
 
     out = tmp_path_factory.mktemp("runs") / "done"
-    argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "10", "--lr", "1e-2", "--batch-size", "8", "--dropout", "0", "--precision", "fp32"]  # fmt: skip
+    argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "10"]
+    argv += ["--lr", "1e-2", "--batch-size", "8", "--dropout", "0", "--precision", "fp32"]
     assert train.main([*argv, "--out", str(out)]) == 0
     return out
+
+
+# For the tests of faults (see faults.py): built once per process, and never changed.
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("faults") / "train.csv", make_rows(64))
+
+
+@pytest.fixture(scope="session")
+def command(bert, data) -> list[str]:
+    argv = ["--model", str(bert), "--train", str(data), "--folds", "2", "--epochs", "2"]
+    return [*argv, "--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory, command) -> Path:
+    """The run that nothing disturbed."""
+    import train
+
+    out = tmp_path_factory.mktemp("clean") / "run"
+    assert train.main([*command, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def wanted(clean, test_csv) -> dict[str, bytes]:
+    from faults import everything
+
+    return everything(clean, test_csv)
+
+
+@pytest.fixture
+def copy(clean, tmp_path) -> Path:
+    return Path(shutil.copytree(clean, tmp_path / "copy"))
 
 
 def outputs(run: Path) -> dict[str, bytes]:
