@@ -43,14 +43,31 @@ def test_dash_and_underscore_and_lists():
     ]
 
 
-@pytest.mark.parametrize("argv, words", [
-    ("--batch-size 0", "--batch-size must lie in 1"), ("--batch-size 1.5", "invalid int"), ("--batch-size -1", "must lie"),
-    ("--lr nan", "--lr must lie"), ("--lr inf", "--lr must lie"), ("--lr -1", "must lie"), ("--epochs 0", "--epochs must lie"),
-    ("--dropout 2", "must lie"), ("--warmup-ratio 1.5", "must lie"), ("--seed -1", "must lie"), ("--nonsense 3", "unrecognized"),
-    ("--epoch 3", "unrecognized"), ("--pooling max", "invalid choice"), ("--labels joy joy", "name each label once"),
-    ("--labels id joy", "none id"), ("--folds 0", "must lie"), ("--max-length 1", "must lie"), ("--config nowhere.json", "nowhere.json: no such file"),
-    ("extra", "unrecognized"), ("--lr", "expected one argument"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("--batch-size 0", "--batch-size must lie in 1"),
+        ("--batch-size 1.5", "invalid int"),
+        ("--batch-size -1", "must lie"),
+        ("--lr nan", "--lr must lie"),
+        ("--lr inf", "--lr must lie"),
+        ("--lr -1", "must lie"),
+        ("--epochs 0", "--epochs must lie"),
+        ("--dropout 2", "must lie"),
+        ("--warmup-ratio 1.5", "must lie"),
+        ("--seed -1", "must lie"),
+        ("--nonsense 3", "unrecognized"),
+        ("--epoch 3", "unrecognized"),
+        ("--pooling max", "invalid choice"),
+        ("--labels joy joy", "name each label once"),
+        ("--labels id joy", "none id"),
+        ("--folds 0", "must lie"),
+        ("--max-length 1", "must lie"),
+        ("--config nowhere.json", "nowhere.json: no such file"),
+        ("extra", "unrecognized"),
+        ("--lr", "expected one argument"),
+    ],
+)
 def test_wrong_flags_are_one_line(argv, words, capsys):
     main = exit_codes(lambda argv: parse(Config, argv) and 0)
     assert main(argv.split()) == 2
@@ -58,11 +75,21 @@ def test_wrong_flags_are_one_line(argv, words, capsys):
     assert err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"lr": "0.1"}, "--lr must be float"), ({"batch_size": True}, "--batch-size must be int"), ({"batch_size": 4.0}, "must be int"),
-    ({"labels": "joy"}, "--labels must be list"), ({"labels": [1]}, "unusable"), ({"foo": 1}, "unknown keys foo"),
-    ({"lr": float("nan")}, "must lie"), ({"scheduler": "step"}, "one of linear"), ({"pos_weight": 1}, "must be bool"), ([], "JSON object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"lr": "0.1"}, "--lr must be float"),
+        ({"batch_size": True}, "--batch-size must be int"),
+        ({"batch_size": 4.0}, "must be int"),
+        ({"labels": "joy"}, "--labels must be list"),
+        ({"labels": [1]}, "unusable"),
+        ({"foo": 1}, "unknown keys foo"),
+        ({"lr": float("nan")}, "must lie"),
+        ({"scheduler": "step"}, "one of linear"),
+        ({"pos_weight": 1}, "must be bool"),
+        ([], "JSON object"),
+    ],
+)
 def test_config_files_are_checked_like_flags(tmp_path, values, words):
     (tmp_path / "c.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=words):
@@ -111,7 +138,8 @@ def test_abbreviated_flag_from_the_shell():
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_output_that_nobody_reads_is_one_line(debug):
     """`| head` has read enough, with --debug too."""
-    code = "from support.errors import exit_codes\n@exit_codes\ndef main(argv=None):\n    raise BrokenPipeError\nraise SystemExit(main())"
+    code = "from support.errors import exit_codes\n@exit_codes\ndef main(argv=None):\n"
+    code += "    raise BrokenPipeError\nraise SystemExit(main())"
     out = subprocess.run(
         [sys.executable, "-c", code, *debug], capture_output=True, text=True, cwd=HERE
     )

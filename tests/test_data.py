@@ -106,7 +106,8 @@ def test_gzip(tmp_path):
 @pytest.mark.parametrize("when", ["read_header", "read_chunks"])
 @pytest.mark.parametrize("to", [["words", *LABELS], ["text", "joy", "b", "c", "d", "e"]])
 def test_a_file_that_changes_while_it_is_read_is_no_training_set(tmp_path, monkeypatch, when, to):
-    """After its header was read, or its rows: no traceback, and no run whose checksum is another file's."""
+    """After its header was read, or its rows: no traceback, and no run whose checksum is another
+    file's."""
     p, real, rows = tmp_path / "a.csv", getattr(data, when), make_rows(9)
     write_csv(p, rows)
 
@@ -123,7 +124,8 @@ def test_a_file_that_changes_while_it_is_read_is_no_training_set(tmp_path, monke
 
 
 def test_what_the_encoder_reads_is_not_what_copies_go_by(tmp_path, monkeypatch):
-    """A second column before each text: other tokens, but hashes and folds stay those of the texts."""
+    """A second column before each text: other tokens, but hashes and folds stay those of the
+    texts."""
     rows = [[r[0], r[1], WORDS[i % 7], *r[2:]] for i, r in enumerate(make_rows(40))]
     rows += [["copy", rows[0][1].upper(), WORDS[8], *rows[0][3:]]]
     p, header = tmp_path / "a.csv", ["id", "text", "source", *LABELS]

@@ -1,4 +1,7 @@
-"""A student's folds are taught by the teacher's own folds, and by nothing else. python -m pytest tests/test_distil.py"""
+"""A student's folds are taught by the teacher's own folds, and by nothing else.
+
+python -m pytest tests/test_distil.py
+"""
 
 import json
 import shutil
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_jobs
+from cases.distil import ERRORS
 from conftest import CUES, LABELS, WORDS, make_rows, outputs, write_csv
 from sklearn.metrics import average_precision_score
 from test_jobs import running, wait_until
@@ -31,7 +35,8 @@ def texts(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(finished, bert, texts, test_csv) -> list[str]:
-    return [str(finished), "--texts", str(texts), "--test", str(test_csv), "--model", str(bert), "--epochs", "2", "--lr", "5e-3", "--precision", "fp32"]  # fmt: skip
+    argv = [str(finished), "--texts", str(texts), "--test", str(test_csv), "--model", str(bert)]
+    return [*argv, "--epochs", "2", "--lr", "5e-3", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +174,8 @@ def test_no_label_of_a_held_out_row_reaches_its_student(bert, tmp_path, monkeypa
     rows = [[i, " ".join(rng.choice(words, 6)), *rng.integers(0, 2, 4)] for i in range(80)]
     write_csv(tmp_path / "noise.csv", rows, ["id", "text", *names])
     near = near_copies(tmp_path / "near.csv", rows, rng)
-    how = ["--model", str(bert), "--precision", "fp32", "--dropout", "0", "--keep", "last", "--lr", "5e-3"]  # fmt: skip
+    how = ["--model", str(bert), "--precision", "fp32", "--dropout", "0", "--keep", "last"]
+    how += ["--lr", "5e-3"]
     teacher = [*how, "--train", str(tmp_path / "noise.csv"), "--labels", *names, "--folds", "2"]
     teacher += ["--epochs", "40", "--scheduler", "constant", "--out", str(tmp_path / "teacher")]
     assert train.main(teacher) == 0
@@ -191,30 +197,10 @@ def test_no_label_of_a_held_out_row_reaches_its_student(bert, tmp_path, monkeypa
     assert ap["all"] > chance + 0.12, ap
 
 
-@pytest.mark.parametrize(
-    "why, argv, words",
-    [
-        ("no teacher", ["--texts", "{texts}"], ["--teacher is missing"]),
-        ("no texts", ["{run}"], ["--texts is missing"]),
-        ("no such teacher", ["{d}/none", "--texts", "{texts}"], ["none: no such run folder"]),
-        ("unfinished", ["{d}/half", "--texts", "{texts}"], ["fold 1 is missing", "same train.py command"]),
-        ("other labels", ["{run}", "--labels", "anger", "joy", "--texts", "{texts}"], ["--labels: anger joy", "anger fear joy"]),
-        ("other folds", ["{run}", "--folds", "4", "--texts", "{texts}"], ["done: has other folds"]),
-        ("other seed of folds", ["{run}", "--split-seed", "7", "--texts", "{texts}"], ["has other folds"]),
-        ("other rows", ["{run}", "--train", "{test}", "--texts", "{texts}"], ["test.csv: not what", "done was trained on"]),
-        ("no such texts", ["{run}", "--texts", "{d}/no.csv"], ["no.csv"]),
-        ("empty file", ["{run}", "--texts", "{d}/empty.csv"], ["empty.csv"]),
-        ("no rows", ["{run}", "--texts", "{d}/header.csv"], ["header.csv: no new text"]),
-        ("nothing new", ["{run}", "--texts", "{train}"], ["train.csv: no new text"]),
-        ("no text column", ["{run}", "--texts", "{d}/odd.csv"], ["odd.csv:1: no text column 'text'"]),
-        ("share", ["{run}", "--texts", "{texts}", "--teacher-share", "2"], ["--teacher-share must lie in 0 ... 1"]),
-        ("single: no student", ["--single", "{d}/none"], ["none/config.json"]),
-        ("single: no student of ours", ["--single", "{run}"], ["is no student that distil.py trained"]),
-        ("a folder with another config.json", ["{run}/fold_0", "--texts", "{texts}"], ["env.json"]),
-        ("single: not its student", ["--single", "{run}", "--teacher", "{run}", "--texts", "{texts}"], ["not taught by"]),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line(why, argv, words, finished, texts, train_csv, test_csv, tmp_path, capsys):  # fmt: skip
+@pytest.mark.parametrize("why, argv, words", ERRORS)
+def test_bad_input_is_one_line(
+    why, argv, words, finished, texts, train_csv, test_csv, tmp_path, capsys
+):
     (tmp_path / "empty.csv").touch()
     (tmp_path / "header.csv").write_text("id,text\n")
     (tmp_path / "odd.csv").write_text("id,words\n1,a\n")
@@ -230,7 +216,9 @@ def test_bad_input_is_one_line(why, argv, words, finished, texts, train_csv, tes
     assert not out.exists()
 
 
-def test_a_teacher_whose_encoder_knew_the_rows_is_refused(finished, train_csv, texts, tmp_path, capsys):  # fmt: skip
+def test_a_teacher_whose_encoder_knew_the_rows_is_refused(
+    finished, train_csv, texts, tmp_path, capsys
+):
     """Its encoder learned the labels of all rows but those of its own fold."""
     argv = ["--model", str(finished / "fold_0"), "--train", str(train_csv), "--folds", "2"]
     argv += ["--epochs", "1", "--precision", "fp32", "--out", str(tmp_path / "second")]

@@ -1,4 +1,7 @@
-"""An exported folder gives what predict.py gives, without torch. python -m pytest tests/test_export.py"""
+"""An exported folder gives what predict.py gives, without torch.
+
+python -m pytest tests/test_export.py
+"""
 
 import csv
 import json
@@ -12,8 +15,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from cases.models import ARCHITECTURES
 from conftest import LABELS, make_tokenizer, write_csv
-from test_model import ARCHITECTURES, FP32, TEXTS
+from test_model import FP32, TEXTS
 from transformers import AutoModel, TokenizersBackend
 
 import data
@@ -67,8 +71,8 @@ def one_layer(folder: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_architecture(kind, tmp_path, monkeypatch):
-    """Other batch sizes and lengths than those of the exporter's example, padding, one token. Of BERT
-    two folds; DistilBERT's weights stand in a file of their own, as those over 2 GB must."""
+    """Other batch sizes and lengths than those of the exporter's example, padding, one token. Of
+    BERT two folds; DistilBERT's weights stand in a file of their own, as those over 2 GB must."""
     info, models = inspect_encoder(one_layer(tmp_path / "a", kind)), []
     for seed in (1, 2) if kind == "bert" else (1,):
         model = EmotionClassifier(load_encoder(info.path), 3)
@@ -105,7 +109,8 @@ def both(folder: Path, run: Path, source: Path, d: Path) -> list[bytes]:
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     program = [sys.executable, "-I", "-c", code, str(folder / "predict_onnx.py")]
     subprocess.run([*program, source, d / "a.csv", d / "ap.csv"], check=True, cwd=d)
-    argv = ["--input", str(source), "--output", str(d / "b.csv"), "--probabilities", str(d / "bp.csv")]  # fmt: skip
+    argv = ["--input", str(source), "--output", str(d / "b.csv")]
+    argv += ["--probabilities", str(d / "bp.csv")]
     assert predict.main(["--run", str(run), "--precision", "fp32", *argv]) == 0
     return [(d / name).read_bytes() for name in ("a.csv", "b.csv", "ap.csv", "bp.csv")]
 
@@ -120,11 +125,13 @@ def test_its_program_writes_what_predict_writes(exported, finished, test_csv, tm
     assert (
         np.abs(numbers(ap) - numbers(bp)).max() < 1e-5 and ap.split(b"\n")[0] == bp.split(b"\n")[0]
     )
-    assert {p.name for p in exported.iterdir()} == {"model.onnx", "model.json", "tokenizer.json", "predict_onnx.py"}  # fmt: skip
+    names = {"model.onnx", "model.json", "tokenizer.json", "predict_onnx.py"}
+    assert {p.name for p in exported.iterdir()} == names
 
 
 def test_odd_rows(exported, finished, tmp_path):
-    """Blank texts, quotes, line ends, emoji, ids as written; blank lines are left out; a long text is cut (the csv module's own limit is 131,072 characters)."""
+    """Blank texts, quotes, line ends, emoji, ids as written; blank lines are left out; a long text
+    is cut (the csv module's own limit is 131,072 characters)."""
     rows = [
         ["007", ""],
         ['x"y', 'the "dog"\nran'],
@@ -133,7 +140,9 @@ def test_odd_rows(exported, finished, tmp_path):
         ["5", "a dog " * 30_000],
     ]
     source = write_csv(tmp_path / "odd.csv", rows, ["id", "text"])
-    source.write_text("\ufeff" + source.read_text(encoding="utf-8").replace("NA,", "\nNA,"), encoding="utf-8")  # fmt: skip
+    source.write_text(
+        "\ufeff" + source.read_text(encoding="utf-8").replace("NA,", "\nNA,"), encoding="utf-8"
+    )
     a, b, ap, bp = both(exported, finished, source, tmp_path)
     assert a == b and np.abs(numbers(ap) - numbers(bp)).max() < 1e-5 and len(numbers(a)) == 5
     source = write_csv(tmp_path / "no_id.csv", [row[1:] for row in rows], ["text"])
@@ -142,7 +151,9 @@ def test_odd_rows(exported, finished, tmp_path):
     assert a == b and len(numbers(a)) == 6 and a.decode().splitlines()[2].startswith("1,")
 
 
-@pytest.mark.parametrize(("header", "row"), [(["id", "words"], ["1", "a"]), (["id", "text"], ["1", "a", "b"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("header", "row"), [(["id", "words"], ["1", "a"]), (["id", "text"], ["1", "a", "b"])]
+)
 def test_its_program_names_what_is_wrong(header, row, exported, tmp_path):
     source = write_csv(tmp_path / "odd.csv", [row], header)
     argv = [sys.executable, exported / "predict_onnx.py", source, tmp_path / "out.csv"]
@@ -197,13 +208,20 @@ def test_one_fold(finished, exported, tmp_path, monkeypatch, capsys):
     assert torch.equal(model.head.weight, wanted) and compared == [[1]]
 
 
-def test_int8_is_judged_on_its_own_out_of_fold_rows(small, finished, exported, train_csv, monkeypatch, capsys):  # fmt: skip
+def test_int8_is_judged_on_its_own_out_of_fold_rows(
+    small, finished, exported, train_csv, monkeypatch, capsys
+):
     rows, oof = (
         list(csv.DictReader(path.read_text().splitlines()))
         for path in (train_csv, finished / "oof.csv")
     )
     program = int8.load_program(small)
-    p = np.array([program.run([r["text"]], "by_fold")[int(o["fold"]), 0] for r, o in zip(rows, oof, strict=True)])  # fmt: skip
+    p = np.array(
+        [
+            program.run([r["text"]], "by_fold")[int(o["fold"]), 0]
+            for r, o in zip(rows, oof, strict=True)
+        ]
+    )
     fp32 = np.array([[float(o[name]) for name in LABELS] for o in oof])
     assert 1e-4 < np.abs(p - fp32).max() < 0.1  # of the other folds it would be far more
     y = np.array([[int(r[name]) for name in LABELS] for r in rows])
@@ -221,7 +239,10 @@ def test_int8_is_judged_on_its_own_out_of_fold_rows(small, finished, exported, t
 def test_in_int8_a_text_alone_is_a_text_among_others(small):
     program = int8.load_program(small)
     together = program.predict(LONG)
-    assert all(np.array_equal(program.predict([text])[0], row) for text, row in zip(LONG, together, strict=True))  # fmt: skip
+    assert all(
+        np.array_equal(program.predict([text])[0], row)
+        for text, row in zip(LONG, together, strict=True)
+    )
 
 
 def test_int8_of_one_student_on_all_rows(finished, tmp_path, monkeypatch):
@@ -231,8 +252,12 @@ def test_int8_of_one_student_on_all_rows(finished, tmp_path, monkeypatch):
     (one / "config.json").write_text(json.dumps(config | {"single": str(finished)}))
     seen = []
     monkeypatch.setattr(export, "judge", lambda run, folder, _: seen.append((run, folder)) or {})
-    monkeypatch.setattr(export, "Ensemble", lambda path, *a, **k: predict.Ensemble(str(finished), *a, **k))  # fmt: skip
-    monkeypatch.setattr(export, "build", lambda run, folds, folder, _: folder.mkdir() or seen.append(folds))  # fmt: skip
+    monkeypatch.setattr(
+        export, "Ensemble", lambda path, *a, **k: predict.Ensemble(str(finished), *a, **k)
+    )
+    monkeypatch.setattr(
+        export, "build", lambda run, folds, folder, _: folder.mkdir() or seen.append(folds)
+    )
     monkeypatch.setattr(export, "check", lambda *_: None)
     monkeypatch.setattr(export, "read_json", lambda path: config | {"single": "x"})
     assert export.main([str(one), str(tmp_path / "m"), "--fold", "0", "--int8"]) == 0
@@ -271,11 +296,19 @@ def test_bad_input_is_one_line(argv, words, finished, test_csv, tmp_path, monkey
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (RuntimeError("no such\noperator"), "bert: torch's exporter makes no graph of it (RuntimeError: no such"),
-        (ModuleNotFoundError("No module named 'onnxscript'"), "onnxscript' - pip install -r requirements-dev.txt"),
+        (
+            RuntimeError("no such\noperator"),
+            "bert: torch's exporter makes no graph of it (RuntimeError: no such",
+        ),
+        (
+            ModuleNotFoundError("No module named 'onnxscript'"),
+            "onnxscript' - pip install -r requirements-dev.txt",
+        ),
     ],
-)  # fmt: skip
-def test_what_cannot_be_exported_leaves_nothing(error, words, finished, tmp_path, monkeypatch, capsys):  # fmt: skip
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    error, words, finished, tmp_path, monkeypatch, capsys
+):
     def fails(*args, **how):
         raise error
 
@@ -293,10 +326,14 @@ def test_a_tokenizer_in_python_is_named(finished, tmp_path, monkeypatch, capsys)
     assert "is in Python alone" in line and not list(tmp_path.iterdir())
 
 
-def test_a_run_that_reads_more_than_texts_is_refused(finished, exported, tmp_path, monkeypatch, capsys):  # fmt: skip
+def test_a_run_that_reads_more_than_texts_is_refused(
+    finished, exported, tmp_path, monkeypatch, capsys
+):
     """`make_inputs` may be edited; the folder's program does not know it."""
     monkeypatch.setattr(export, "write_graph", as_exported(exported))
-    monkeypatch.setattr(data, "make_inputs", lambda texts, columns=None: [f"{t} happy" for t in texts])  # fmt: skip
+    monkeypatch.setattr(
+        data, "make_inputs", lambda texts, columns=None: [f"{t} happy" for t in texts]
+    )
     assert export.main([str(finished), str(tmp_path / "m")]) == 1
     assert "more than 1e-4 - use predict.py" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

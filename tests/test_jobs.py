@@ -1,4 +1,7 @@
-"""Folds side by side: threads, the number of processes, helpers that are killed or left alone. python -m pytest tests/test_jobs.py"""
+"""Folds side by side: threads, the number of processes, helpers that are killed or left alone.
+
+python -m pytest tests/test_jobs.py
+"""
 
 import json
 import os
@@ -26,7 +29,8 @@ HERE = Path(__file__).resolve().parent.parent
 def slow(tmp_path_factory, bert) -> list[str]:
     """Folds of some seconds each: long enough to be killed in."""
     csv = write_csv(tmp_path_factory.mktemp("jobs") / "train.csv", make_rows(160))
-    return ["--model", str(bert), "--train", str(csv), "--folds", "3", "--epochs", "4", "--batch-size", "4", "--precision", "fp32"]  # fmt: skip
+    argv = ["--model", str(bert), "--train", str(csv), "--folds", "3", "--epochs", "4"]
+    return [*argv, "--batch-size", "4", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +207,9 @@ def test_the_estimate_of_memory_is_within_a_third_of_the_peak(tmp_path):
 
 
 def helper(code: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_a_helper_is_heard_from_its_first_step_on(capsys):

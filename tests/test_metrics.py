@@ -143,7 +143,8 @@ def test_platt_mends_probabilities_and_keeps_their_order():
 
 
 def test_platt_of_a_few_separable_rows_is_no_step():
-    """Three positives above all else: by 0/1 the best slope is endless, by Platt's targets it is not."""
+    """Three positives above all else: by 0/1 the best slope is endless, by Platt's targets it is
+    not."""
     y, p = np.zeros(500), np.random.default_rng(0).uniform(0.001, 0.3, 500).astype(np.float32)
     y[:3], p[:3] = 1, (0.32, 0.4, 0.6)
     a, b = metrics.platt(y, p)

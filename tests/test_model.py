@@ -1,4 +1,7 @@
-"""Every supported architecture, tiny and random: train, save, load, the same again. python -m pytest tests/test_model.py"""
+"""Every supported architecture, tiny and random: train, save, load, the same again.
+
+python -m pytest tests/test_model.py
+"""
 
 import dataclasses
 import json
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as T
+from cases.models import ARCHITECTURES, SIZE, SPOILT
 from conftest import make_bert, make_tokenizer
 from safetensors.torch import load_file, save_file
 
@@ -20,40 +24,6 @@ from support import encoders, speed
 from support.encoders import inspect_encoder, load_encoder
 from support.errors import UserError
 
-SIZE = dict(
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    hidden_size=32,
-    intermediate_size=64,
-    max_position_embeddings=64,
-)
-ROBERTA = dict(
-    first=["<s>", "<pad>", "</s>", "<unk>"],
-    pad="<pad>",
-    unk="<unk>",
-    cls="<s>",
-    sep="</s>",
-    mask="<mask>",
-)
-IDS = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)
-RELATIVE = dict(
-    relative_attention=True,
-    pos_att_type=["p2c", "c2p"],
-    position_biased_input=False,
-    max_relative_positions=-1,
-)
-ARCHITECTURES = {
-    "bert": (T.BertConfig, SIZE, {}),
-    "roberta": (T.RobertaConfig, {**SIZE, **IDS}, ROBERTA),
-    "xlm-roberta": (T.XLMRobertaConfig, {**SIZE, **IDS}, ROBERTA),
-    "distilbert": (T.DistilBertConfig, dict(dim=32, hidden_dim=64, n_layers=2, n_heads=2, max_position_embeddings=64), {}),
-    "electra": (T.ElectraConfig, {**SIZE, "embedding_size": 16}, {}),
-    "albert": (T.AlbertConfig, {**SIZE, "embedding_size": 16}, {}),
-    "mpnet": (T.MPNetConfig, {**SIZE, **IDS}, ROBERTA),
-    "deberta": (T.DebertaConfig, {**SIZE, **RELATIVE}, {}),
-    "deberta-v2": (T.DebertaV2Config, {**SIZE, **RELATIVE, "position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"}, {}),
-    "modernbert": (T.ModernBertConfig, {**SIZE, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}, {}),
-}  # fmt: skip
 TEXTS = [
     "i am so happy",
     "the night of the storm",
@@ -126,7 +96,8 @@ def test_padding_changes_nothing(kind, tmp_path, capsys):
 def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_text_refused(
     tmp_path, train_csv, capsys
 ):
-    """FNet mixes all positions, Nystromformer takes means over the padding too; X-MOD wants to be told a language."""
+    """FNet mixes all positions, Nystromformer takes means over the padding too; X-MOD wants to be
+    told a language."""
     tokenizer = make_tokenizer()
     for make_config in (T.FNetConfig, T.NystromformerConfig, T.XmodConfig):
         torch.manual_seed(0)
@@ -154,7 +125,8 @@ def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_tex
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_table_of_the_tokens_that_occur_computes_the_same(kind, tmp_path):
-    """20 steps in fp32 without dropout on the whole table and on the rows that occur: the same weights to 1e-5."""
+    """20 steps in fp32 without dropout on the whole table and on the rows that occur: the same
+    weights to 1e-5."""
     info = inspect_encoder(make(tmp_path / "a", kind))
     dataset, batch = batch_of(info.tokenizer, labels=True)
     y, used = batch.pop("labels"), np.union1d(dataset.ids, info.tokenizer.pad_token_id)
@@ -285,24 +257,7 @@ def test_a_tokenizer_of_far_fewer_tokens_is_said(tmp_path, capsys):
     assert f"knows {known} tokens, the encoder {3 * known}" in capsys.readouterr().err
 
 
-def needs_code(folder):
-    """As gte and jina embedding models: config.json names files of Python."""
-    path = folder / "config.json"
-    code = {"AutoConfig": "configuration.NewConfig", "AutoModel": "modeling.NewModel"}
-    path.write_text(
-        json.dumps({**json.loads(path.read_text()), "model_type": "new", "auto_map": code})
-    )
-
-
-@pytest.mark.parametrize("spoil, words", [
-    (lambda p: (p / "tokenizer.json").unlink(), "tokenizer"),
-    (lambda p: [(p / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "tokenizer files are missing"),
-    (lambda p: (p / "config.json").unlink(), "no config.json"),
-    (lambda p: (p / "config.json").write_text("{"), "can't be loaded"),
-    (lambda p: (p / "tokenizer.json").write_text("{}"), "can't be loaded"),
-    (lambda p: make_tokenizer(first=[f"w{i}" for i in range(99)]).save_pretrained(p), "don't belong together"),
-    (needs_code, "program code of its own, which is never run"),
-])  # fmt: skip
+@pytest.mark.parametrize("spoil, words", SPOILT)
 def test_damaged_model_folders(tmp_path, spoil, words):
     folder = make_bert(tmp_path / "a")
     spoil(folder)
@@ -334,16 +289,28 @@ def sentencepiece_folder(tmp_path, name, settings):
     folder = tmp_path / "m"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / name), vocab_size=48, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
-        pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", user_defined_symbols=["[MASK]"], minloglevel=2,
-    )  # fmt: skip
+        input=str(corpus),
+        model_prefix=str(folder / name),
+        vocab_size=48,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece="[PAD]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        unk_piece="[UNK]",
+        user_defined_symbols=["[MASK]"],
+        minloglevel=2,
+    )
     (folder / f"{name}.vocab").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
 def test_the_tokenizer_is_the_one_that_predict_will_read(tmp_path, train_csv, monkeypatch):
-    """RemBERT's, read from sentencepiece.model alone, sets no [CLS] and [SEP]; saved and read again it does."""
+    """RemBERT's, read from sentencepiece.model alone, sets no [CLS] and [SEP]; saved and read again
+    it does."""
     folder = sentencepiece_folder(
         tmp_path, "sentencepiece", {"tokenizer_class": "RemBertTokenizer"}
     )
@@ -369,7 +336,8 @@ def test_the_tokenizer_is_the_one_that_predict_will_read(tmp_path, train_csv, mo
 
 
 def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
-    """Laid out as DeBERTa-v3 lies on the Hub: spm.model, pytorch_model.bin in fp16, no tokenizer.json."""
+    """Laid out as DeBERTa-v3 lies on the Hub: spm.model, pytorch_model.bin in fp16, no
+    tokenizer.json."""
     folder = sentencepiece_folder(tmp_path, "spm", {"do_lower_case": False, "vocab_type": "spm"})
     make_config, size, _ = ARCHITECTURES["deberta-v2"]
     config = make_config(vocab_size=64, **size)

@@ -1,7 +1,9 @@
-"""Random damage to files and flags: 0 or 2, one `error:` line, nothing lost. python -m pytest tests/test_mutations.py -s
+"""Random damage to files and flags: 0 or 2, one `error:` line, nothing lost.
 
-Only the checking of input runs here: no weights are read, nothing is trained, probabilities come from the text lengths.
-The same examples every time; each test prints how many there were and how they ended.
+Only the checking of input runs here: no weights are read, nothing is trained, probabilities come
+from the text lengths. The same examples every time; each test prints how many there were and how
+they ended.
+python -m pytest tests/test_mutations.py -s
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases.mutations import FLAG_WORDS, PIECES
 from conftest import LABELS, make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,13 +32,11 @@ from support.cli import flag
 from support.findings import TRUTH
 from support.run import Run
 
-PIECES = [b'"', b'""', b",", b"\n", b"\r", b"\r\n", b"\n\n", b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3", b"\xed\xa0\x80", "😀é\u2028\u0085\u200b".encode(),
-          b" ", b"\t", b";", b"'", b"\\", b"id", b"text", b"review", b"joy", b"0", b"1", b"2", b"nan", b"NA", b"true", b"-1", b"#", b"=1+1", b"\x1a", b"x" * 300]  # fmt: skip
-
 
 @st.composite
 def damaged(draw, seeds: list[bytes]) -> bytes:
-    """One of `seeds` after up to four changes: a piece put in or over, bytes taken out, doubled or cut off."""
+    """One of `seeds` after up to four changes: a piece put in or over, bytes taken out, doubled or
+    cut off."""
     raw = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(0, 4))):
         i = draw(st.integers(0, len(raw)))
@@ -82,7 +83,8 @@ def listing(d: Path) -> dict:
 
 
 def call(main, argv: list[str], d: Path, tried: Counter) -> int:
-    """The exit code, after what holds for any input: 0 or 2; errors are one line and leave all files alone."""
+    """The exit code, after what holds for any input: 0 or 2; errors are one line and leave all
+    files alone."""
     before, err = listing(d), io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -118,7 +120,8 @@ def explore(examples: int, **strategies):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, bert, finished):
-    """A working folder with a run in which only the checks are real; `jobs` holds what training would have begun with."""
+    """A working folder with a run in which only the checks are real; `jobs` holds what training
+    would have begun with."""
     d, jobs = tmp_path_factory.mktemp("mutations"), []
     shutil.copytree(finished, d / "run")
     info, tokenizer = (
@@ -252,11 +255,10 @@ NUMBERS = st.one_of(
     st.sampled_from([0.1, 0.5, 1e-5, 1e308, 10**30]),
 )
 WORDS = st.one_of(
-    st.sampled_from(["", " ", "-", "--", "-1", "0x10", "1_0", "1e2", "nan", "None", "true", "cuda", "mps", "cpu", "auto", "fp32", "cosine", "mean", "joy", "id", "text", "t.csv", "n.csv",
-                     "run", "th.npy", "run/th.npy", "fold_0", ".", "..", "/dev/null", "a/b", "a" * 300, "\0", "\udcff", "\ud800", "é😀\n", "%s", "@t.csv", "{}"]),  # fmt: skip
+    st.sampled_from(FLAG_WORDS),
     st.text(st.characters(exclude_characters="/"), max_size=8),
     NUMBERS.map(str),
-)  # fmt: skip
+)
 
 
 def flags_of(kind: type):
@@ -325,7 +327,12 @@ def test_settings_of_config_files(place):
         for f in dataclasses.fields(config.Config)
         if f.name not in ("debug", "out", "train", "model", "labels")
     ]
-    values = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=5)), lambda x: st.one_of(st.lists(x, max_size=2), st.dictionaries(st.text(max_size=3), x, max_size=2)))  # fmt: skip
+    values = st.recursive(
+        st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=5)),
+        lambda x: st.one_of(
+            st.lists(x, max_size=2), st.dictionaries(st.text(max_size=3), x, max_size=2)
+        ),
+    )
     written = json.dumps(
         {
             **json.loads((place.d / "run/config.json").read_text()),

@@ -43,7 +43,8 @@ def run(client, code: str, during=None) -> str:
 
 
 def test_a_session_is_left_as_it_was(kernel, bert, tmp_path):
-    """Environment, signal handlers and warning filters; matplotlib goes on drawing in the notebook."""
+    """Environment, signal handlers and warning filters; matplotlib goes on drawing in the
+    notebook."""
     _, client = kernel
     path = write_csv(tmp_path / "t.csv", make_rows(40))
     flags = f"--model {bert} --train {path} --folds 2 --epochs 1 --out {tmp_path / 'a'}"

@@ -1,4 +1,7 @@
-"""What people bring and would get a wrong answer for without a word. python -m pytest tests/test_odd_files.py"""
+"""What people bring and would get a wrong answer for without a word.
+
+python -m pytest tests/test_odd_files.py
+"""
 
 import csv
 import json
@@ -12,6 +15,7 @@ import pandas
 import pytest
 import torch
 import transformers as T
+from cases.models import GENERATORS
 from conftest import LABELS, make_rows, make_tokenizer, write_csv
 from safetensors.torch import load_file, save_file
 
@@ -19,15 +23,6 @@ import predict
 import train
 from support import encoders
 from support.errors import UserError
-
-SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-GENERATORS = {
-    "gpt2": T.GPT2Config(vocab_size=34, n_embd=32, n_layer=2, n_head=2, n_positions=64),
-    "opt": T.OPTConfig(vocab_size=34, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=2, word_embed_proj_dim=32, max_position_embeddings=64),
-    "llama": T.LlamaConfig(vocab_size=34, num_key_value_heads=2, **SMALL),
-    "qwen2": T.Qwen2Config(vocab_size=34, num_key_value_heads=2, **SMALL),
-    "bert as a decoder": T.BertConfig(vocab_size=34, is_decoder=True, max_position_embeddings=64, **SMALL),
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -343,7 +338,15 @@ def test_weights_under_a_prefix_are_named(prefix, bert, train_csv, capsys):
 def test_a_model_that_shortens_the_text_is_refused(train_csv, capsys):
     """Funnel without its decoder gives fewer vectors than tokens."""
     tokenizer = make_tokenizer()
-    config = T.FunnelConfig(vocab_size=len(tokenizer), block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=64)  # fmt: skip
+    config = T.FunnelConfig(
+        vocab_size=len(tokenizer),
+        block_sizes=[1, 1],
+        num_decoder_layers=1,
+        d_model=32,
+        n_head=2,
+        d_head=16,
+        d_inner=64,
+    )
     T.FunnelBaseModel(config).save_pretrained("m")
     tokenizer.save_pretrained("m")
     saved = json.loads(Path("m/config.json").read_text())

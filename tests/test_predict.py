@@ -1,4 +1,7 @@
-"""Prediction with a finished run, and the literal commands. python -m pytest tests/test_predict.py"""
+"""Prediction with a finished run, and the literal commands.
+
+python -m pytest tests/test_predict.py
+"""
 
 import csv
 import gzip
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases.predict import SPOILT
 from conftest import LABELS, make_bert, make_rows, write_csv
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
@@ -102,7 +106,8 @@ def test_chunks_do_not_matter(finished, test_csv, chunk, monkeypatch):
 
 
 def test_calibrated_probabilities(finished, test_csv):
-    """Verdicts stay; each label's probabilities move by its own slope and shift, and keep their order."""
+    """Verdicts stay; each label's probabilities move by its own slope and shift, and keep their
+    order."""
     argv = [
         "--run",
         str(finished),
@@ -227,18 +232,7 @@ def test_thresholds_as_a_number_as_given_and_inside_the_run(run, test_csv, capsy
     assert predict.main([*base, "--thresholds", "./missing.npy"]) == 2
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda run: shutil.rmtree(run / "fold_1"), "fold 1 is missing"),
-    (lambda run: (run / "fold_1" / "DONE.json").unlink(), "fold 1 is missing"),
-    (lambda run: (run / "fold_2" / "head.safetensors").unlink(), "head.safetensors: missing"),
-    (lambda run: (run / "fold_2" / "model.safetensors").write_bytes(b"x"), "model.safetensors: missing or damaged"),
-    (lambda run: (run / "metrics.json").unlink(), "metrics.json: missing"),
-    (lambda run: (run / "config.json").unlink(), "config.json: missing"),
-    (lambda run: (run / "th.npy").unlink(), "th.npy: missing"),
-    (lambda run: (run / "th.json").write_text(json.dumps({"labels": list("abcde"), "run": "x"})), "th.json: missing or damaged"),
-    (lambda run: (run / "fold_0" / "DONE.json").write_text((run / "fold_0" / "DONE.json").read_text().replace('"run": "', '"run": "f')), "DONE.json: missing or damaged"),
-    (lambda run: (run / "DONE.json").unlink(), "DONE.json is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize("spoil, words", SPOILT)
 def test_spoilt_runs_are_refused(run, test_csv, spoil, words, capsys):
     spoil(run)
     assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
@@ -266,7 +260,8 @@ def test_a_fold_in_the_place_of_another_is_refused_and_trained_again(run, test_c
 
 
 def test_a_run_of_other_code_is_said(finished, test_csv, tmp_path, monkeypatch, capsys):
-    """The files of the code as env.json knows them, with one changed since and one gone: both are named."""
+    """The files of the code as env.json knows them, with one changed since and one gone: both are
+    named."""
     argv = ["--run", str(finished), "--input", str(test_csv)]
     assert predict.main(argv) == 0 and "warning" not in capsys.readouterr().err
     want = read("submission.csv")
@@ -284,12 +279,17 @@ def test_a_run_of_other_code_is_said(finished, test_csv, tmp_path, monkeypatch, 
     assert capsys.readouterr().err == f"warning: {finished}: {said}\n"
 
 
-@pytest.mark.parametrize("change, names", [
-    (lambda head: head.pop("bias"), "bias"), (lambda head: head.update(scale=torch.ones(5)), "scale"),
-    (lambda head: head.update({"0.weight": head.pop("weight")}), "0.weight, weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (lambda head: head.pop("bias"), "bias"),
+        (lambda head: head.update(scale=torch.ones(5)), "scale"),
+        (lambda head: head.update({"0.weight": head.pop("weight")}), "0.weight, weight"),
+    ],
+)
 def test_a_head_of_other_code_is_refused(run, test_csv, change, names, capsys):
-    """Its checksum is right, its weights have other names: nothing is left as it was drawn at random."""
+    """Its checksum is right, its weights have other names: nothing is left as it was drawn at
+    random."""
     path = run / "fold_1" / "head.safetensors"
     head = load_file(path)
     change(head)
@@ -306,7 +306,8 @@ def test_a_head_of_other_code_is_refused(run, test_csv, change, names, capsys):
 
 
 def test_what_is_read_beside_the_text_is_read_everywhere(flags, tmp_path, monkeypatch, capsys):
-    """make_inputs puts a word before each text: train.py, files and --text all read it; copies go by the texts."""
+    """make_inputs puts a word before each text: train.py, files and --text all read it; copies go
+    by the texts."""
     import train
 
     def tag(texts, columns=None):
@@ -377,7 +378,8 @@ def test_the_text_column_of_the_training_is_read_again(flags, tmp_path):
 
 
 def test_the_column_learned_from_goes_before_text(flags, tmp_path, monkeypatch, capsys):
-    """Trained on `review`, for want of `text`: of a file with both, `review` is read; of one with `text` alone, that."""
+    """Trained on `review`, for want of `text`: of a file with both, `review` is read; of one with
+    `text` alone, that."""
     import train
 
     monkeypatch.chdir(tmp_path)
@@ -511,7 +513,8 @@ def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch, capsys):
 
 
 def test_the_literal_commands(tmp_path):
-    """python train.py --model bert-base-uncased --folds 5; python predict.py --thresholds th.npy: so typed, from a Hub cache."""
+    """python train.py --model bert-base-uncased --folds 5; python predict.py --thresholds th.npy:
+    so typed, from a Hub cache."""
     revision = "0123456789abcdef" * 2 + "01234567"
     snapshot = tmp_path / "hub" / "models--bert-base-uncased" / "snapshots" / revision
     snapshot.parent.mkdir(parents=True)

@@ -1,7 +1,9 @@
-"""torchrun: two processes take the steps of one. python -m pytest tests/test_ranks.py
+"""torchrun: two processes take the steps of one.
 
-Real torchrun, gloo, CPU. Compared with one process: the weights after 24 steps (fp32, no dropout) to 1e-5, and the
-rows of oof.csv. Compared with an undisturbed run of two: the bytes after a worker was killed, or a signal came.
+Real torchrun, gloo, CPU. Compared with one process: the weights after 24 steps (fp32, no dropout)
+to 1e-5, and the rows of oof.csv. Compared with an undisturbed run of two: the bytes after a worker
+was killed, or a signal came.
+python -m pytest tests/test_ranks.py
 """
 
 import json
@@ -68,7 +70,8 @@ def torchrun(*argv, restarts: int = 0) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, bert):
-    """A training file, an encoder without dropout, a worker script and a finished run of two ranks."""
+    """A training file, an encoder without dropout, a worker script and a finished run of two
+    ranks."""
     d = tmp_path_factory.mktemp("ranks")
     write_csv(d / "train.csv", make_rows(57))
     (d / "bert").mkdir()
@@ -86,8 +89,10 @@ def place(tmp_path_factory, bert):
 
 
 def argv(d: Path) -> list[str]:
-    """2 folds of 29 and 28 rows, 6 epochs, 4 steps of 9, 9, 9 and 1 or 2 rows: shares of 5 and 4, and of 1 and none."""
-    flags = "--folds 2 --epochs 6 --batch-size 9 --lr 5e-3 --precision fp32 --dropout 0 --device cpu".split()  # noqa: SIM905
+    """2 folds of 29 and 28 rows, 6 epochs, 4 steps of 9, 9, 9 and 1 or 2 rows: shares of 5 and 4,
+    and of 1 and none."""
+    flags = ["--folds", "2", "--epochs", "6", "--batch-size", "9", "--lr", "5e-3"]
+    flags += ["--precision", "fp32", "--dropout", "0", "--device", "cpu"]
     return ["--model", str(d / "bert"), "--train", str(d / "train.csv"), *flags]
 
 
@@ -151,7 +156,8 @@ def test_two_ranks_take_the_steps_of_one_process(place):
 
 
 def test_a_killed_worker(place):
-    """In the third epoch of fold 0: torchrun starts both again, and they go on from the second epoch's state."""
+    """In the third epoch of fold 0: torchrun starts both again, and they go on from the second
+    epoch's state."""
     p = torchrun(
         place / "worker.py",
         "kill",
@@ -196,7 +202,8 @@ def test_a_signal_to_torchrun(place):
     "rank, local, code, lines", [(0, 0, 2, 1), (1, 1, 2, 0), (1, 0, 2, 1), (1, 1, 1, 1)]
 )
 def test_who_says_an_error(rank, local, code, lines, monkeypatch, capsys):
-    """Rank 0 and the first rank of another machine say what is wrong with the input; each rank what goes wrong in a run."""
+    """Rank 0 and the first rank of another machine say what is wrong with the input; each rank what
+    goes wrong in a run."""
 
     def main(argv):
         raise UserError("no such file", code)
@@ -255,7 +262,8 @@ def test_a_rank_that_torchrun_did_not_set_is_none(rank, size, monkeypatch):
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
-    """Every row once; the ranks' weights make their mean the mean of all; sorted rows give near-equal tokens."""
+    """Every row once; the ranks' weights make their mean the mean of all; sorted rows give
+    near-equal tokens."""
     rng = np.random.default_rng(0)
     for n in (1, 2, 7, 16, 64):
         lengths = np.sort(rng.integers(3, 128, n))

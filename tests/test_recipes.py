@@ -29,7 +29,8 @@ BENCHMARK = runpy.run_path(str(ROOT / "benchmarks/recipes.py"))
 MOST = 15  # changed lines of a recipe
 HEADER = ("id", "text", *LABELS, "topic")
 TEXT, TOPIC, OTHER_TOPIC = f"i am so {CUES['joy']}", "storm", "party"
-FLAGS = ["--folds", "2", "--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--dropout", "0.1", "--keep", "last", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
+FLAGS = ["--folds", "2", "--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--dropout", "0.1"]
+FLAGS += ["--keep", "last", "--precision", "fp32", "--device", "cpu"]
 
 # Run with `code`, `text`, `topic`, `flags` and the CSVs' folder `files`; it prints to code/printed.
 DRIVER = """
@@ -84,7 +85,16 @@ assert train.main([*flags, "--out", "again"]) == 0
 
 # Each copy's process is a fork of one that has the libraries, but no file of ours.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "torch.optim.swa_utils", "transformers.models.bert.modeling_bert", "pandas", "sklearn.metrics", "sklearn.linear_model"])  # fmt: skip
+PROCESSES.set_forkserver_preload(
+    [
+        "torch",
+        "torch.optim.swa_utils",
+        "transformers.models.bert.modeling_bert",
+        "pandas",
+        "sklearn.metrics",
+        "sklearn.linear_model",
+    ]
+)
 
 
 @dataclass

@@ -75,7 +75,8 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypa
 
 
 def test_flipped_labels_come_first_in_errors_csv(flags, tmp_path):
-    """One label of five flipped in 5 % of the rows: at least five times as frequent in the file's first 5 %."""
+    """One label of five flipped in 5 % of the rows: at least five times as frequent in the file's
+    first 5 %."""
     rows = make_rows(240, seed=4)
     flipped = {rows[i][0] for i in np.random.default_rng(0).choice(240, 12, replace=False)}
     for r in rows:

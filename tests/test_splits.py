@@ -1,8 +1,10 @@
-"""The user's own splits, soft labels, a run that stays loaded. python -m pytest tests/test_splits.py
+"""The user's own splits, soft labels, a run that stays loaded.
 
-What is trained on and scored is compared with the files' rows; folds, thresholds, losses and counts with the same
-computed here; rows that stand together with components found by brute force; a run that was stopped, or repeated from
-its config.json, with the undisturbed run, byte for byte; threads at once with one call after the other.
+What is trained on and scored is compared with the files' rows; folds, thresholds, losses and counts
+with the same computed here; rows that stand together with components found by brute force; a run
+that was stopped, or repeated from its config.json, with the undisturbed run, byte for byte; threads
+at once with one call after the other.
+python -m pytest tests/test_splits.py
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cases.splits import ERRORS, FOLD, GROUP, LARGE_GROUPS, ROWS, sheet
 from conftest import LABELS, WORDS, make_rows, outputs, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,12 +46,6 @@ KINDS = ("valid", "fold", "group", "soft")
 
 class Stop(BaseException):
     """Ends a run at once; no code of ours catches it."""
-
-
-def sheet(path: Path, rows: list[list], **columns) -> Path:
-    """A CSV of `rows` and more columns, each a list or a function of the row number."""
-    cells = [[c[i] if isinstance(c, list) else c(i) for c in columns.values()] for i in range(len(rows))]  # fmt: skip
-    return write_csv(path, [r + c for r, c in zip(rows, cells, strict=True)], ["id", "text", *LABELS, *columns])  # fmt: skip
 
 
 def column(path: Path, name: str) -> list[str]:
@@ -74,7 +71,8 @@ def soften(rows: list[list], seed: int) -> list[list]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """dev.csv, and the training file of each kind. In group.csv texts join the first four authors."""
+    """dev.csv, and the training file of each kind. In group.csv texts join the first four
+    authors."""
     d, rows = tmp_path_factory.mktemp("splits"), make_rows(48)
     sheet(d / "valid.csv", rows)
     sheet(d / "dev.csv", make_rows(40, seed=5))
@@ -90,13 +88,18 @@ def place(tmp_path_factory) -> Path:
 def commands(place, bert) -> dict[str, list[str]]:
     more = ["--fold-column part", "--group-column author --folds 3", "--soft-labels --folds 2"]
     more = dict(zip(KINDS, [f"--valid {place}/dev.csv", *more], strict=True))
-    return {k: ["--model", str(bert), *BASE, "--train", f"{place}/{k}.csv", *more[k].split()] for k in KINDS}  # fmt: skip
+    return {
+        k: ["--model", str(bert), *BASE, "--train", f"{place}/{k}.csv", *more[k].split()]
+        for k in KINDS
+    }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, commands) -> dict[str, SimpleNamespace]:
-    """Each kind of run, undisturbed: its folder, what it said, and of each fold what it learned from."""
-    d, found, build, real, loader = tmp_path_factory.mktemp("runs"), {}, train.build_model, train.make_criterion, train.train_loader  # fmt: skip
+    """Each kind of run, undisturbed: its folder, what it said, and of each fold what it learned
+    from."""
+    d, found, build = tmp_path_factory.mktemp("runs"), {}, train.build_model
+    real, loader = train.make_criterion, train.train_loader
 
     def build_model(*args):
         run.heads.append((m := build(*args)).head.bias.detach().sigmoid().numpy())
@@ -105,7 +108,10 @@ def runs(tmp_path_factory, commands) -> dict[str, SimpleNamespace]:
 
     def make_criterion(*args):
         criterion = real(*args)
-        return lambda z, t: (z.requires_grad and run.learned[-1].append(t.numpy()), criterion(z, t))[1]  # fmt: skip
+        return lambda z, t: (
+            z.requires_grad and run.learned[-1].append(t.numpy()),
+            criterion(z, t),
+        )[1]
 
     def train_loader(*args):
         run.rows.setdefault(args[3].fold, []).append(sorted(np.concatenate(args[3].steps).tolist()))
@@ -153,7 +159,13 @@ def components(texts: list, groups: list) -> np.ndarray:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(sorted(TEXTS)), st.sampled_from(["", "", *"xyzwa"])), min_size=1, max_size=14))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(TEXTS)), st.sampled_from(["", "", *"xyzwa"])),
+        min_size=1,
+        max_size=14,
+    )
+)
 def test_rows_that_stand_together_are_components(rows):
     texts, groups = map(list, zip(*rows, strict=True))
     table = Table(texts, texts, texts, None, "text", group=np.array(groups, object))
@@ -187,7 +199,9 @@ def test_a_run_learns_from_and_is_scored_on_the_rows_of_its_split(kind, place, r
     assert run.rows == {k: [np.flatnonzero(fold != k).tolist()] * 2 for k in range(K)}
     for k in range(K):
         want = targets[fold != k]
-        assert np.array_equal(np.sort(np.concatenate(run.learned[k]), 0), np.sort(np.tile(want, (2, 1)), 0))  # fmt: skip
+        assert np.array_equal(
+            np.sort(np.concatenate(run.learned[k]), 0), np.sort(np.tile(want, (2, 1)), 0)
+        )
         assert np.allclose(run.heads[k], want.mean(0).clip(0.001, 0.999), atol=1e-6)
     p = numbers(oof := run.path / "oof.csv")
     assert column(oof, "id") == ids[held].tolist()
@@ -208,7 +222,9 @@ def test_a_run_learns_from_and_is_scored_on_the_rows_of_its_split(kind, place, r
         crossed[part == k] = p[part == k] >= metrics.tune_thresholds(y[part != k], p[part != k])
     assert f"cross-fitted macro-F1 {macro_f1(y, crossed):.4f}," in run.said
     assert macro_f1(y, crossed) != macro_f1(y, p >= th)
-    given = zip(*(column(run.path / "errors.csv", n) for n in ("id", "label", "given")), strict=True)  # fmt: skip
+    given = zip(
+        *(column(run.path / "errors.csv", n) for n in ("id", "label", "given")), strict=True
+    )
     cells = {(i, LABELS.index(label)): int(value) for i, label, value in given}
     assert cells == {(i, j): y[n, j] for n, i in enumerate(ids) for j in range(5)}
 
@@ -256,8 +272,12 @@ def test_texts_and_groups_on_both_sides_are_counted(kind, bert, tmp_path, monkey
     rng, rows, n = np.random.default_rng(1), make_rows(60), range(60)
     keys = {"text": rng.choice([*WORDS, *(r[1] for r in rows), "", " "], 60).tolist()}
     keys["group"] = rng.choice(["", "", "p", " p", *"qrstuvwxyzabcdefg"], 60).tolist()
-    rows = [[rows[i][0], keys["text"][i].upper() if i % 2 else keys["text"][i], *rows[i][2:]] for i in n]  # fmt: skip
-    fold = np.repeat([-1, 0], [40, 20]) if kind == "valid" else rng.permutation(np.arange(60) % 4 - 1)  # fmt: skip
+    rows = [
+        [rows[i][0], keys["text"][i].upper() if i % 2 else keys["text"][i], *rows[i][2:]] for i in n
+    ]
+    fold = (
+        np.repeat([-1, 0], [40, 20]) if kind == "valid" else rng.permutation(np.arange(60) % 4 - 1)
+    )
     monkeypatch.chdir(tmp_path)
     for name, s in (("a", slice(40)), ("b", slice(40, 60))):
         sheet(Path(f"{name}.csv"), rows[s], g=keys["group"][s])
@@ -284,13 +304,7 @@ def test_a_hold_out_of_groups_is_no_more_than_its_share(bert, tmp_path, monkeypa
     assert 1 <= (data.split(table, config) == 0).sum() <= 10  # not the 30
 
 
-@pytest.mark.parametrize("author, text, words, no", [
-    (lambda i: i % 10 if i < 20 else "", lambda i: i < 10 and "ok", ["20 of 40 rows belong together", "the text 'ok' joins 10 groups"], "\0"),
-    (lambda i: "me" if i < 12 else i, lambda i: "", ["12 of 40 rows belong together", "(me)"], "joins"),
-    (lambda i: "me" if i < 8 else i, lambda i: "", [], "belong together"),  # just a fold's share
-    (lambda i: i, lambda i: i < 20 and "  ", [], "belong together"),
-    (lambda i: "x" * 999 if i < 12 else i, lambda i: "", ["12 of 40 rows"], "x" * 300),
-])  # fmt: skip
+@pytest.mark.parametrize("author, text, words, no", LARGE_GROUPS)
 def test_a_large_group_is_said(author, text, words, no, bert, tmp_path, monkeypatch, capsys):
     rows = [[r[0], text(i) or r[1], *r[2:]] for i, r in enumerate(make_rows(40))]
     path = sheet(tmp_path / "g.csv", rows, author=author)
@@ -314,7 +328,9 @@ def die():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stopped_killed_and_repeated_by_its_config_it_is_the_same_run(kind, commands, runs, tmp_path, monkeypatch):  # fmt: skip
+def test_stopped_killed_and_repeated_by_its_config_it_is_the_same_run(
+    kind, commands, runs, tmp_path, monkeypatch
+):
     argv = [*commands[kind], "--out", str(tmp_path / "run")]
     with monkeypatch.context() as m:
         at_step(m, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -355,10 +371,13 @@ def test_the_same_command_finds_its_run(commands, place, tmp_path, monkeypatch, 
 
 
 def test_split_seed_governs_every_call_that_assigns_folds(place, bert, tmp_path, monkeypatch):
-    """--seed 1 and 2 with --split-seed 7: the rows held out are those of --seed 7, the probabilities differ."""
+    """--seed 1 and 2 with --split-seed 7: the rows held out are those of --seed 7, the
+    probabilities differ."""
     seeds, held, p = [], [], []
     for module in (data, train):
-        monkeypatch.setattr(module, "assign_folds", lambda *a: seeds.append(a[3]) or assign_folds(*a))  # fmt: skip
+        monkeypatch.setattr(
+            module, "assign_folds", lambda *a: seeds.append(a[3]) or assign_folds(*a)
+        )
     argv = ["--model", str(bert), *BASE, "--epochs", "1", "--train", f"{place}/valid.csv", "--seed"]
     for i, how in enumerate((["1", "--split-seed", "7"], ["2", "--split-seed", "7"], ["7"])):
         out = str(tmp_path / f"{i}")
@@ -366,7 +385,12 @@ def test_split_seed_governs_every_call_that_assigns_folds(place, bert, tmp_path,
         held.append(column(f"{out}/oof.csv", "id"))
         p.append(numbers(f"{out}/oof.csv"))
         until_start(monkeypatch, [*argv, *how, "--folds", "2"])
-    assert train.main([*argv, "1", "--split-seed", "7", "--valid", f"{place}/dev.csv", "--out", f"{out}v"]) == 0  # fmt: skip
+    assert (
+        train.main(
+            [*argv, "1", "--split-seed", "7", "--valid", f"{place}/dev.csv", "--out", f"{out}v"]
+        )
+        == 0
+    )
     assert seeds == [7] * 10  # twice in a hold-out, then in folds; of dev.csv's rows once
     assert held[0] == held[1] == held[2] and not np.array_equal(p[0], p[1])
     _, config, table = until_start(monkeypatch, [*argv, "1", "--folds", "1"])
@@ -374,65 +398,6 @@ def test_split_seed_governs_every_call_that_assigns_folds(place, bert, tmp_path,
 
 
 # Bad input
-
-HEAD, ROWS, ROW = ",".join(["id", "text", *LABELS]), make_rows(12), "\n1,a,0,0,0,0,1"
-FOLD, GROUP, VALID, SOFT = (x.split() for x in ("--fold-column part", "--group-column author", "--valid dev.csv", "--soft-labels --folds 2"))  # fmt: skip
-
-
-def part(*cells):
-    """What makes a train.csv whose first cells of `part` are these, then 0 and 1 in turn."""
-    return lambda d: sheet(d / "train.csv", ROWS, part=lambda i: [*cells, *"01" * 6][i])
-
-
-def authors(author, text=None):
-    rows = [[r[0], text or r[1], *r[2:]] for r in ROWS]
-    return lambda d: sheet(d / "train.csv", rows, author=author)
-
-
-def share(cell: str):
-    return lambda d: sheet(d / "train.csv", [*ROWS[:2], [*ROWS[2][:4], cell, *ROWS[2][5:]], *ROWS[3:]])  # fmt: skip
-
-
-def dev(content: str):
-    return lambda d: (d / "dev.csv").write_text(content)
-
-
-ERRORS = [  # what makes the files; flags; words of the error, the last may be what it must not say
-    *((part("0", c), FOLD, ["train.csv:3 column 'part'", "is no fold", "whole number", "-1"]) for c in ("a", "1.0", "-2", "1e0", "", "9" * 30, "-1.0", "nan", "\uff11")),
-    (part("3"), FOLD, ["no row has fold 2", "without a gap"]),
-    (part(*"1" * 12), FOLD, ["no row has fold 0"]),
-    (part(*"0" * 12), FOLD, ["every row has 0"]),
-    (part(*["-1"] * 12), FOLD, ["every row has -1"]),
-    (part(), [*FOLD, "--folds", "3"], ["--folds 3", "has 2"]),
-    (part(), [*FOLD, "--folds", "1"], ["--folds 1", "has 2"]),
-    (part(), [*FOLD, "--fold", "2"], ["--fold 2", "from 0 to 1"]),
-    (part(), [*FOLD, *VALID], ["--valid", "--fold-column"]),
-    (part(), [*FOLD, "--group-column", "part"], ["'part' is named by two flags"]),
-    *((part(), [flag, name], [f"'{name}'", words]) for flag in ("--fold-column", "--group-column")
-      for name, words in (("Part", "no column"), ("joy", "label"), ("id", "the id"), ("text", "text column"))),
-    (part(), ["--fold-column", ""], ["--fold-column holds an empty"]),
-    (lambda d: write_csv(d / "train.csv", [[*r, 0, 1] for r in ROWS], [*HEAD.split(","), "part", "part"]), FOLD, ["'part': stands twice"]),
-    (authors(lambda i: "all"), GROUP, ["only 1 distinct texts or groups for 5 folds"]),
-    (authors(lambda i: i % 4), GROUP, ["only 4 distinct texts or groups for 5 folds"]),
-    (authors(lambda i: i % 4), [*GROUP, "--folds", "1"], ["only 4 distinct texts or groups", "hold-out"]),
-    (authors(lambda i: i, "ok"), GROUP, ["only 1 distinct texts or groups"]),
-    (dev(""), VALID, ["dev.csv:1: the file or its header is empty"]),
-    (dev(HEAD), VALID, ["dev.csv: a header and no rows"]),
-    (dev("id,text\n1,a\n"), VALID, ["dev.csv:1: no label column"]),
-    (dev(HEAD.replace("anger", "rage") + ROW), VALID, ["dev.csv:1: no label column anger"]),
-    (dev(HEAD + ROW[:-1] + "2"), VALID, ["dev.csv:2 column 'surprise': must be 0 or 1"]),
-    (dev(HEAD.replace("text", "words") + ROW), VALID, ["dev.csv:1: no column 'text'"]),
-    (dev(f"{HEAD},x{ROW},1"), VALID, ["dev.csv:1: 'x' could be labels too"]),
-    (lambda d: (d / "dev.csv").mkdir(), VALID, ["dev.csv: is a folder"]),
-    (dev("x"), ["--valid", "dve.csv"], ["dve.csv: no such file", "dev.csv"]),
-    (dev("x"), ["--valid", ""], ["--valid holds an empty"]),
-    (dev(HEAD + ROW), [*VALID, "--folds", "5"], ["--valid", "--folds"]),
-    (dev(HEAD + ROW), [*VALID, "--fold", "1"], ["--fold 1", "0"]),
-    (lambda d: [authors(str)(d), dev(HEAD + ROW)(d)], [*VALID, *GROUP], ["dev.csv:1: no column 'author'"]),
-    *((share(c), SOFT, ["train.csv:4 column 'joy'", "share from 0 to 1"]) for c in ("nan", "inf", "-0.1", "1.1", ",5", "0,5", "", "50%", "1/2", "-1", "0_1", "\u0660.5")),
-    (share("0.4"), ["--folds", "2"], ["must be 0 or 1 ('0.4')", "--soft-labels"]),
-    (share("2"), ["--folds", "2"], ["must be 0 or 1 ('2')", "!--soft-labels"]),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("make, more, words", ERRORS)
@@ -465,7 +430,8 @@ def test_columns_that_a_flag_names_are_no_forgotten_labels(bert, tmp_path, monke
 
 @pytest.mark.parametrize("kw", [{"loss": "focal"}, {"pos_weight": True}, {"label_smoothing": 0.2}])
 def test_losses_of_shares_against_their_formulas(kw):
-    """Focal weighs by the squared distance to the target; pos-weight is the shares missing, by the shares."""
+    """Focal weighs by the squared distance to the target; pos-weight is the shares missing, by the
+    shares."""
     g = torch.Generator().manual_seed(0)
     z, y = torch.randn(9, 5, generator=g), torch.rand(9, 5, generator=g)
     known = torch.rand(30, 5, generator=g) * torch.tensor([1, 0.5, 0.2, 0.9, 0.0])

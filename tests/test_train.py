@@ -98,7 +98,8 @@ def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
 
 
 def test_gradient_is_unscaled_before_it_is_clipped(tiny):
-    """With a scaler the clipped gradient has the asked norm; clipped before, it would be 65536 times smaller."""
+    """With a scaler the clipped gradient has the asked norm; clipped before, it would be 65536
+    times smaller."""
     seen = []
 
     class Spy(torch.optim.SGD):
@@ -298,7 +299,8 @@ def test_what_is_printed(flags, tmp_path, capsys):
         "row 0: [CLS]",
     ):
         assert words in out, words
-    line = r"fold 0 epoch +1/2 \| train loss [\d.]+ \| val loss [\d.]+ \| exact match [\d.]+ \| macro-F1 [\d.]+ \| lr [\d.e-]+ \| \d+ rows/s"
+    line = r"fold 0 epoch +1/2 \| train loss [\d.]+ \| val loss [\d.]+ \| exact match [\d.]+ "
+    line += r"\| macro-F1 [\d.]+ \| lr [\d.e-]+ \| \d+ rows/s"
     assert re.search(line, out)
     for words in (
         "Precision",
@@ -325,10 +327,21 @@ def test_hold_out(flags, tmp_path):
     )
 
 
-@pytest.mark.parametrize("extra", [
-    ["--loss", "focal"], ["--pos-weight"], ["--label-smoothing", "0.1"], ["--freeze", "1"], ["--scheduler", "cosine"],
-    ["--pooling", "cls"], ["--accumulate", "3", "--batch-size", "5"], ["--precision", "fp16"], ["--precision", "bf16"], ["--warmup-ratio", "0"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--loss", "focal"],
+        ["--pos-weight"],
+        ["--label-smoothing", "0.1"],
+        ["--freeze", "1"],
+        ["--scheduler", "cosine"],
+        ["--pooling", "cls"],
+        ["--accumulate", "3", "--batch-size", "5"],
+        ["--precision", "fp16"],
+        ["--precision", "bf16"],
+        ["--warmup-ratio", "0"],
+    ],
+)
 def test_every_option_trains(flags, tmp_path, extra, bert):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -385,7 +398,8 @@ def folds_of(path, folds=3, seed=42):
     "extra", [[], ["--pos-weight"], ["--loss", "focal"], ["--label-smoothing", "0.2"]]
 )
 def test_val_loss_is_the_trainings_own_criterion(extra, flags, tmp_path):
-    """Recomputed from oof.npy: the printed loss is that of the held-out rows, by the same formula."""
+    """Recomputed from oof.npy: the printed loss is that of the held-out rows, by the same
+    formula."""
     argv = [*flags, *extra, "--fold", "0", "--keep", "last", "--out", str(tmp_path / "a")]
     assert train.main(argv) == 0
     path = flags[flags.index("--train") + 1]
@@ -426,7 +440,8 @@ def test_the_head_starts_from_the_rows_to_train_on(flags, tmp_path, monkeypatch)
 def test_token_rows_that_never_occur_keep_their_pretrained_values(
     flags, tmp_path, bert, monkeypatch
 ):
-    """The others are trained as with the whole table: without decay the saved weights are the same."""
+    """The others are trained as with the whole table: without decay the saved weights are the
+    same."""
     rows = [[i, "a dog" if "1" in y[:2] else "the rain", *y] for i, _, *y in make_rows(60)]
     rows = [[i, f"{t} {WORDS[int(i) % 9]} {WORDS[int(i) // 9]}", *y] for i, t, *y in rows]
     argv = [*flags, "--train", str(write_csv(tmp_path / "t.csv", rows)), "--fold", "0"]
@@ -510,7 +525,8 @@ def test_the_last_epoch_can_be_kept(flags, tmp_path, monkeypatch):
 
 
 def test_rate_and_epochs_follow_the_encoder_and_the_rows(flags, tmp_path, capsys):
-    """Left out: 3 epochs at 3e-4 for a small encoder and few rows, at 1.5e-4 from 1,000 rows on; 4 at 5e-5 for a large one."""
+    """Left out: 3 epochs at 3e-4 for a small encoder and few rows, at 1.5e-4 from 1,000 rows on; 4
+    at 5e-5 for a large one."""
     small = 22_000_000
 
     def chosen(parameters: int, rows: int) -> tuple:
