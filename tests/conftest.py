@@ -1,6 +1,39 @@
 """What the tests share: a tiny encoder with its tokenizer, a small CSV, and a finished run on them.
 
 No test needs a network: sockets are refused, and the Hub is a folder laid out as its cache.
+
+Where what is tested
+--------------------
+test_config.py          flags, their ranges, --config, --help
+test_data.py            reading CSV, doubled texts, folds, tokens, batches
+test_bad_inputs.py      files, flags and folders that are wrong or odd: one table
+test_odd_files.py       what would give a wrong answer without a word
+test_mutations.py       random damage to files and flags
+test_splits.py          your own folds, groups, validation file, soft labels; a run kept loaded
+
+test_model.py           every architecture, tokenizers, pooling, the head
+test_train.py           the loop, the losses, the schedule, what a run folder holds
+test_metrics.py         scores, thresholds, calibration
+test_numbers.py         memory that runs out, nan and inf, the same numbers in any batch
+test_report.py          pictures, errors.csv
+test_jobs.py            folds side by side, threads
+test_ranks.py           torchrun
+test_notebook.py        train.py in a notebook
+
+test_predict.py         predict.py, thresholds, damaged runs, the commands of the README
+test_predict_resume.py  a killed predict.py goes on
+
+test_resume.py          the same command goes on, with the same bytes
+test_signals.py         Ctrl-C, SIGTERM, kill -9
+test_damage.py          damaged and missing files
+test_write_failures.py  full disks, paths that can't be written
+test_other_runs.py      another command or other data, --restart, locks
+test_harm.py            pickles, program code in a model folder, no network
+
+test_compare.py, test_distil.py, test_export.py: tools/; test_recipes.py: recipes/
+test_layout.py          budgets of lines, the documents
+
+faults.py holds what the tests of faults share, cases/ the tables of cases.
 """
 
 import csv
