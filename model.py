@@ -5,6 +5,7 @@ B rows of a batch, T tokens, H hidden, C labels. Another pooling: `pool`. Anothe
 `compute_loss`. The head is the first notebook's for every encoder, in fp32 outside autocast.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,28 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from config import Config
+from data import DataCollator, EmotionDataset
+from support.device import autocast, in_threads
+from support.dropout import fast_dropout
 from support.encoders import layers_of, load_encoder, plain_errors
-from support.errors import UserError
-from support.speed import TokenTable, fast_dropout, in_threads, use_token_table, whole_state
+from support.process import UserError
+from support.tokentable import TokenTable, use_token_table, whole_state
+
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, targets -> losses (B,)
 
 
 class EmotionClassifier(nn.Module):
     """Encoder -> text vector -> dropout -> linear: logits (B, C) in fp32."""
 
     def __init__(
-        self, encoder: nn.Module, labels: int, pooling: str = "mean", dropout: float = 0.3
+        self, encoder: nn.Module, num_labels: int, pooling: str = "mean", dropout: float = 0.3
     ):
         super().__init__()
-        self.encoder, self.num_labels, self.pooling = encoder, labels, pooling
+        self.encoder = encoder
+        self.num_labels = num_labels
+        self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.config.hidden_size, labels)
+        self.head = nn.Linear(encoder.config.hidden_size, num_labels)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -37,91 +45,93 @@ class EmotionClassifier(nn.Module):
 
     @torch.no_grad()
     def start_at(self, share: torch.Tensor) -> None:
-        """Let the untrained head say each label's share (C,) of the rows (Lin et al. 2017, 3.3)."""
+        """Let the untrained head predict each label's share (C,) of the rows (Lin et al. 2017)."""
         last = [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1]
         last.bias.copy_(torch.logit(share))
 
     def head_names(self) -> dict[str, str]:
-        """Names in head.safetensors -> names here: all but the encoder's, what a fork adds too."""
-        return {
-            n.removeprefix("head."): n for n in self.state_dict() if not n.startswith("encoder.")
-        }
+        """Keys in head.safetensors -> in state_dict: all but the encoder's, a fork's too."""
+        keys = [key for key in self.state_dict() if not key.startswith("encoder.")]
+        return {key.removeprefix("head."): key for key in keys}
 
     def save(self, folder: str | Path) -> None:
         """The encoder as transformers saves it, and head.safetensors."""
         self.encoder.save_pretrained(folder, state_dict=whole_state(self.encoder))
-        weights, names = self.state_dict(), self.head_names()
-        head = {k: weights[n].float().contiguous() for k, n in names.items()}
+        weights = self.state_dict()
+        head = {key: weights[name].float().contiguous() for key, name in self.head_names().items()}
         save_file(head, Path(folder, "head.safetensors"))
 
     @classmethod
-    def load(cls, folder: str | Path, labels: int, pooling: str) -> "EmotionClassifier":
+    def load(cls, folder: str | Path, num_labels: int, pooling: str) -> "EmotionClassifier":
         """A fold that train.py saved, in eval mode. UserError for a head of another shape."""
-        model = cls(load_encoder(str(folder)), labels, pooling)
-        path, names = Path(folder, "head.safetensors"), model.head_names()
+        model = cls(load_encoder(str(folder)), num_labels, pooling)
+        path = Path(folder, "head.safetensors")
+        keys = model.head_names()
         with plain_errors(str(folder)):
-            weights = load_file(path)
-            if differ := sorted(weights.keys() ^ names.keys()):
-                what = f"made by other code (weights {', '.join(differ)})"
-                raise UserError(f"{path}: {what} - use the code it was trained with")
-            head = {names[k]: v for k, v in weights.items()}
+            head = load_file(path)
+            if different := sorted(head.keys() ^ keys.keys()):
+                problem = f"made by other code (weights {', '.join(different)})"
+                raise UserError(f"{path}: {problem} - use the code it was trained with")
+            head = {keys[k]: weight for k, weight in head.items()}
             model.load_state_dict({**model.state_dict(), **head})
         return model.eval()
 
 
-def autocast(device: str, precision: str):
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
-
-
-def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """(B, T, H) -> (B, H): the first token (BERT's [CLS]), or the mean over all but padding."""
-    if how == "cls":
+    if pooling == "cls":
         return hidden[:, 0]
     weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def compute_loss(model: nn.Module, batch: dict, criterion=None) -> tuple:
+def compute_loss(
+    model: nn.Module, batch: dict[str, torch.Tensor], criterion: Criterion | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits (B, C), and with a criterion the loss of each row (B,).
 
     Training, validation and prediction all come here: it alone knows what the model returns.
     """
     logits = model(batch["input_ids"], batch["attention_mask"])
-    return logits, criterion(logits, batch["labels"]) if criterion else None
+    losses = criterion(logits, batch["labels"]) if criterion else None
+    return logits, losses
 
 
 def build_model(
-    path: str, config: Config, labels: np.ndarray, ids: np.ndarray
+    path: str, config: Config, targets: np.ndarray, token_ids: np.ndarray
 ) -> EmotionClassifier:
-    """A pretrained encoder with a new head. labels (N, C): to train on; ids: tokens that occur."""
-    model = EmotionClassifier(load_encoder(path), labels.shape[1], config.pooling, config.dropout)
-    encoder = model.encoder
+    """A pretrained encoder with a new head. targets (N, C): of the rows to train on; token_ids:
+    those that occur."""
+    encoder = load_encoder(path)
+    model = EmotionClassifier(encoder, targets.shape[1], config.pooling, config.dropout)
     if not config.pos_weight:  # which makes all labels equally frequent
-        model.start_at(torch.from_numpy(labels.mean(0).clip(0.001, 0.999)))
-    use_token_table(encoder, ids)
+        model.start_at(torch.from_numpy(targets.mean(0).clip(0.001, 0.999)))
+    use_token_table(encoder, token_ids)
     if config.freeze:
-        parts = [encoder.get_input_embeddings(), getattr(encoder, "embeddings", None)]
-        for part in filter(None, [*parts, *layers_of(encoder)[: config.freeze]]):
+        frozen = [encoder.get_input_embeddings(), *layers_of(encoder)[: config.freeze]]
+        if getattr(encoder, "embeddings", None):  # what else stands before the layers
+            frozen.append(encoder.embeddings)
+        for part in frozen:
             part.requires_grad_(False)
     fast_dropout(encoder)
     return model.to(config.device)
 
 
 def count_parameters(model: EmotionClassifier) -> str:
-    table = model.encoder.get_input_embeddings()
+    embedding = model.encoder.get_input_embeddings()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
     total = sum(p.numel() for p in [*whole_state(model.encoder).values(), *head])
     text = f"{total:,} parameters, {trainable:,} trainable"
-    if isinstance(table, TokenTable):
-        text += f" (token table: the {len(table.weight):,} rows that occur)"
+    if isinstance(embedding, TokenTable):
+        text += f" (token table: the {len(embedding.weight):,} rows that occur)"
     return text
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Positions sorted by length, longest first, in batches of about `tokens` tokens."""
-    order, batches = np.argsort(-lengths, kind="stable"), []
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
     while len(order):
         n = max(1, tokens // max(1, int(lengths[order[0]])))
         batches.append(order[:n])
@@ -129,15 +139,22 @@ def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     return batches
 
 
-def run_over_rows(model, dataset, collate, config, rows=None, criterion=None, check=lambda: None):
+def run_over_rows(
+    model: EmotionClassifier,
+    dataset: EmotionDataset,
+    collate: DataCollator,
+    rows: np.ndarray | None = None,
+    criterion: Criterion | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, np.ndarray]:
     """float32 logits (n, C) and losses (n,) of the dataset's `rows` (None: all), in their order.
 
     The one place that runs a model without training it. Rows go through sorted by length; `check`
-    runs between batches (signals, progress). Of `config`: device and precision.
+    runs between batches (signals, progress).
     """
     rows = np.arange(len(dataset)) if rows is None else rows
     # fp32 activations of 1024 tokens stay in a CPU's cache: 1.3 times as fast as 4096.
-    tokens = 1024 if (config.device, config.precision) == ("cpu", "fp32") else 4096
+    tokens = 1024 if (collate.device, collate.precision) == ("cpu", "fp32") else 4096
     logits = np.zeros((len(rows), model.num_labels), np.float32)
     losses = np.zeros(len(rows), np.float32)
     model.eval()
@@ -145,13 +162,13 @@ def run_over_rows(model, dataset, collate, config, rows=None, criterion=None, ch
     @torch.inference_mode()
     def run(part: np.ndarray) -> None:
         batch = collate([dataset[i] for i in rows[part]])
-        with autocast(config.device, config.precision):
-            out, loss = compute_loss(model, batch, criterion)
-        logits[part] = out.float().cpu().numpy()
+        with autocast(collate.device, collate.precision):
+            batch_logits, batch_losses = compute_loss(model, batch, criterion)
+        logits[part] = batch_logits.float().cpu().numpy()
         if criterion:
-            losses[part] = loss.float().cpu().numpy()
+            losses[part] = batch_losses.float().cpu().numpy()
 
-    for _ in in_threads(run, token_batches(dataset.lengths[rows], tokens), config.device):
+    for _ in in_threads(run, token_batches(dataset.lengths[rows], tokens), collate.device):
         check()
     return logits, losses
 

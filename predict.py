@@ -1,19 +1,22 @@
 """Average the folds of a finished run over new texts: python predict.py --help
 
 Rows in chunks -> tokens -> mean of the folds' probabilities -> thresholds -> CSV. Memory does not
-grow with the input; a killed call goes on at the last whole chunk. From Python: `load_run`.
+grow with the input; a killed call resumes at the last whole chunk. From Python: `load_run`.
 """
 
 from config import PredictConfig
-from support.cli import check_flags, checked, parse
-from support.errors import Signals, UserError, exit_codes
+from support.cli import checked, parse, start_script
+from support.process import Signals, UserError, exit_codes
 
 if __name__ == "__main__":
-    check_flags(PredictConfig)
+    start_script(PredictConfig)
 
 import itertools
+import math
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -21,54 +24,64 @@ from tqdm import tqdm
 import metrics
 from data import DataCollator, encode, make_inputs, read_chunks
 from model import EmotionClassifier, run_over_rows, sigmoid
-from support import report, results
-from support.csvfile import check_columns, ensure_text_column, read_header
+from support import report
+from support.csvwriter import GrowingCSV, check_paths
 from support.encoders import inspect_encoder
-from support.files import json_sha256, read_npy, unchanged
-from support.findings import Findings
-from support.output import GrowingCSV, check_paths
-from support.speed import resolve_device
+from support.files import json_sha256, unchanged
+from support.finished import FinishedRun, read_thresholds
+from support.inputcsv import InputCSV, check_texts
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
 
 class Ensemble:
-    """The fold models of a finished run (UserError: none, damaged). `keep`: all stay loaded."""
+    """The fold models of a finished run."""
 
-    def __init__(self, folder: str | None, device="auto", precision="auto", keep: bool = False):
-        self.run = results.find_run(folder)
-        self.config = results.read_settings(self.run, *resolve_device(device, precision))
-        self.labels = self.config.labels
-        self.platt = results.read_platt(self.run, self.labels)  # (2, C)
-        self.seen = read_npy(self.run.path / "texts.npy", "u", "text hashes")
-        self.tokenizer = inspect_encoder(str(self.run.fold(0))).tokenizer
-        self.models, self.keep, self.lock = {}, keep, threading.Lock()
-        self.th = results.read_thresholds(None, self.run, self.labels)
-        for k in range(self.run.folds if keep else 0):  # now, as its files were checked
+    def __init__(self, run: FinishedRun, keep: bool = False):
+        """`keep`: all models are loaded now and stay; else one at a time."""
+        self.run = run
+        self.config = run.config
+        self.names = run.names
+        self.tokenizer = inspect_encoder(str(run.fold_dir(0))).tokenizer
+        self.lock = threading.Lock()
+        self.keep = keep
+        self.models: dict[int, EmotionClassifier] = {}
+        for k in range(run.folds if keep else 0):
             self.model(k)
 
     def model(self, k: int) -> EmotionClassifier:
         if k not in self.models:
-            self.models = self.models if self.keep else {}
-            model = EmotionClassifier.load(self.run.fold(k), len(self.labels), self.config.pooling)
+            if not self.keep:
+                self.models = {}
+            folder = self.run.fold_dir(k)
+            model = EmotionClassifier.load(folder, len(self.names), self.config.pooling)
             self.models[k] = model.to(self.config.device)
         return self.models[k]
 
-    def predict_test(self, inputs, check=lambda: None, say=False, folds=None) -> np.ndarray:
-        """float32 (N, C): the mean of the folds' probabilities, or of these `folds` alone."""
-        folds = range(self.run.folds) if folds is None else folds
+    def predict_test(
+        self,
+        inputs: list[str],
+        fold_numbers: Sequence[int] | None = None,
+        check: Callable[[], None] = lambda: None,
+        print_folds: bool = False,
+    ) -> np.ndarray:
+        """float32 (N, C): the mean of the probabilities of all folds, or of these `fold_numbers`.
+
+        `inputs`: as `make_inputs` gives them. `check`: runs between batches.
+        """
+        if fold_numbers is None:
+            fold_numbers = range(self.run.folds)
         dataset = encode(self.tokenizer, inputs, self.config.max_length)
-        pad_id, c = self.tokenizer.pad_token_id, self.config
-        collate = DataCollator(pad_id, c.max_length, c.device, c.precision)
-        total = np.zeros((len(inputs), len(self.labels)), dtype=np.float64)
-        for k in folds:
-            if say:
+        collate = DataCollator.of(self.tokenizer, self.config)
+        total = np.zeros((len(inputs), len(self.names)), dtype=np.float64)
+        for k in fold_numbers:
+            if print_folds:
                 print(f"Predicting fold {k} ...", flush=True)
-            logits, _ = run_over_rows(self.model(k), dataset, collate, c, check=check)
+            logits, _ = run_over_rows(self.model(k), dataset, collate, check=check)
             if not np.isfinite(logits).all():
                 raise UserError(f"fold {k}: logits are not finite - use --precision fp32", 1)
             total += sigmoid(logits)
-        return (total / len(folds)).astype(np.float32)
+        return (total / len(fold_numbers)).astype(np.float32)
 
     def predict(self, texts: list[str], thresholds=None, calibrate: bool = False) -> list[dict]:
         """{"text", "probabilities": {label: p}, "emotions": [detected]} of each text.
@@ -76,26 +89,38 @@ class Ensemble:
         texts: a list of str, or a column of a DataFrame. thresholds: what --thresholds takes, or a
         list, an array or a dict by label. UserError says what the command says.
         """
-        texts, given = results.check_texts(texts), self.th if thresholds is None else thresholds
-        th = results.read_thresholds(given, self.run, self.labels)
+        texts = check_texts(texts)
+        th = self.run.th if thresholds is None else read_thresholds(thresholds, self.run)
         with self.lock:  # a server's threads; a tokenizer serves one at a time
             p = self.predict_test(make_inputs(texts))
-        said, rows = metrics.calibrated(p, *self.platt) if calibrate else p, []
-        for text, found, values in zip(texts, metrics.detect(p, th), said.tolist(), strict=True):
-            emotions = [name for name, yes in zip(self.labels, found, strict=True) if yes]
-            probabilities = dict(zip(self.labels, values, strict=True))
-            rows.append({"text": text, "probabilities": probabilities, "emotions": emotions})
-        return rows
+        detected = metrics.detect(p, th)
+        if calibrate:
+            p = metrics.calibrated(p, *self.run.platt)
+        return [
+            {
+                "text": texts[i],
+                "probabilities": dict(zip(self.names, p[i].tolist(), strict=True)),
+                "emotions": [self.names[j] for j in np.flatnonzero(detected[i])],
+            }
+            for i in range(len(texts))
+        ]
 
 
-def load_run(run=None, device: str = "auto", precision: str = "auto", keep=True) -> Ensemble:
+def load_run(
+    run: str | Path | None = None, device: str = "auto", precision: str = "auto", keep: bool = True
+) -> Ensemble:
     """A finished run, to be asked many times: model = load_run("runs/x"); model.predict(texts)."""
     checked(PredictConfig(run=run and str(run), device=device, precision=precision))
-    return Ensemble(run, device, precision, keep)
+    return Ensemble(FinishedRun(run, device, precision), keep)
 
 
 def predict_emotions(
-    texts, run=None, thresholds=None, device="auto", precision="auto", calibrate=False
+    texts: list[str],
+    run: str | Path | None = None,
+    thresholds=None,
+    device: str = "auto",
+    precision: str = "auto",
+    calibrate: bool = False,
 ) -> list[dict]:
     """`Ensemble.predict`, once: each call loads all folds, one after the other."""
     return load_run(run, device, precision, keep=False).predict(texts, thresholds, calibrate)
@@ -107,53 +132,66 @@ def main(argv: list[str] | None = None) -> int:
     with Signals() as signals:
         if config.text is None:
             return predict_file(config, signals)
-        how = (config.run, config.thresholds, config.device, config.precision, config.calibrate)
-        for row in predict_emotions(config.text, *how):
-            print(report.text_lines(row))
+        answers = predict_emotions(
+            config.text,
+            run=config.run,
+            thresholds=config.thresholds,
+            device=config.device,
+            precision=config.precision,
+            calibrate=config.calibrate,
+        )
+        for answer in answers:
+            print(report.text_lines(answer))
     return 0
 
 
 def predict_file(config: PredictConfig, signals: Signals) -> int:
     """Read twice: once to check everything and count, once to predict, chunk by chunk."""
-    ensemble = Ensemble(config.run, config.device, config.precision)
-    run, labels = ensemble.run, ensemble.labels
-    paths = check_paths(config, ensemble.config)
-    th = results.read_thresholds(config.thresholds, run, labels)
-    with unchanged(config.input, run.path / "DONE.json") as before:
-        findings = Findings(config.input, True, ensemble.config.soft_labels)
-        column, n = survey(config, ensemble, findings)
-        ensemble.keep = n > CHUNK and results.fits_in_memory(run, ensemble.config.device)
-        how = [ensemble.config.device, ensemble.config.precision, column, config.calibrate, CHUNK]
-        key = json_sha256([before, th.tolist(), how, *map(str, paths)])
-        out = GrowingCSV(paths, labels, n, key)
-        counts, exact, begun = np.array(out.progress[0]), out.progress[1], out.chunks
-        chunks = read_chunks(config.input, column, labels, CHUNK, findings)
-        bar = {"total": -(-n // CHUNK), "initial": begun, "unit": "chunk", "disable": None}
-        for table in tqdm(itertools.islice(chunks, begun, None), **bar):
-            p = ensemble.predict_test(table.inputs, signals.check, say=out.chunks == begun)
-            found = metrics.detect(p, th)
-            if findings.scored:
-                rows = ~np.isnan(table.labels).any(1)  # those marked -1 are not scored
-                counts += metrics.confusion(table.labels[rows], found[rows])
-                exact += int((table.labels[rows] == found[rows]).all(1).sum())
-            said = metrics.calibrated(p, *ensemble.platt) if config.calibrate else p
-            out.append(table.ids, [counts.tolist(), exact], found, said)
+    run = FinishedRun(config.run, config.device, config.precision)
+    paths = check_paths(config, run.config)
+    th = read_thresholds(config.thresholds, run)
+    with unchanged(config.input, run.path / "DONE.json") as checksums:
+        source = InputCSV(config.input, run.config, text_column=config.text_column)
+        rows = count_rows(source, run.seen)
+        ensemble = Ensemble(run, keep=rows > CHUNK and run.fits_in_memory())
+        settings = [
+            run.config.device,
+            run.config.precision,
+            source.text_column,
+            config.calibrate,
+            CHUNK,
+        ]
+        key = json_sha256([checksums, th.tolist(), settings, *map(str, paths)])
+        out = GrowingCSV(paths, run.names, rows, key)
+        first = out.chunks  # those before are done
+        counts = np.array(out.progress[0])
+        exact = out.progress[1]
+        tables = itertools.islice(read_chunks(source, CHUNK), first, None)
+        chunks = math.ceil(rows / CHUNK)
+        for table in tqdm(tables, total=chunks, initial=first, unit="chunk", disable=None):
+            p = ensemble.predict_test(
+                table.inputs, check=signals.check, print_folds=out.chunks == first
+            )
+            detected = metrics.detect(p, th)
+            if source.scored:
+                known = table.scored  # rows marked -1 are not scored
+                counts += metrics.confusion(table.y[known], detected[known])
+                exact += int((table.y[known] == detected[known]).all(1).sum())
+            if config.calibrate:
+                p = metrics.calibrated(p, *run.platt)
+            out.append(table.ids, [counts.tolist(), exact], detected, p)
     out.finish()
-    if findings.scored:
-        print(report.scores_of_counts(counts, exact, th, labels))
+    if source.scored:
+        print(report.scores_of_counts(counts, exact, th, run.names))
     return 0
 
 
-def survey(config: PredictConfig, ensemble: Ensemble, findings: Findings) -> tuple[str, int]:
-    """Text column and number of rows; counts what is odd in the whole file, and warns of it."""
-    path, labels, header = config.input, ensemble.labels, read_header(config.input)
-    prefer = ensemble.config.text_column
-    column = ensure_text_column(path, header, labels, config.text_column, prefer)
-    check_columns(path, header, labels, required=False)
-    for table in read_chunks(path, column, labels, CHUNK, findings):
-        findings.add_known(table.hashes, ensemble.seen)
-    findings.say()
-    return column, findings.rows
+def count_rows(source: InputCSV, seen: np.ndarray) -> int:
+    """Read the whole file once; warn of what is odd in it, and of texts that the run has seen."""
+    for table in read_chunks(source, CHUNK):
+        source.count_known(table.hashes, seen)
+    source.warn_of_odd_rows()
+    return source.rows
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ What is there already is not trained again; weights are removed. The interval of
 each run (or sample) once, as pairs share runs.
 """
 
+import argparse
+import functools
 import itertools
 import subprocess
 import sys
@@ -24,111 +26,189 @@ sys.path.insert(0, str(HERE))
 
 from config import Config
 from data import read_table
-from support.output import csv_text
-from tools import compare, luck
+from support.csvwriter import csv_text
+from support.process import UserError, exit_codes
+from tools import compare
+from tools.parts.difference import (
+    Difference,
+    Judged,
+    Pair,
+    blocks_of_rows,
+    differ,
+    jackknife,
+    means_of_sides,
+    of_each_run,
+    scores_without,
+)
 
-SCORES = {"macro-F1": 0, "mean average precision": 2}
+SCORES = {"macro-F1": 0, "mean average precision": 2}  # where they stand in a score vector
 
 
-class Cached(luck.Scored):
+class Cached(Judged):
     """Sides are means over runs: each run's scores are computed once."""
 
     def scores(self, keep: np.ndarray) -> np.ndarray:
-        known = vars(self).setdefault("known", {})
-        if keep.tobytes() not in known:
-            known[keep.tobytes()] = super().scores(keep)
-        return known[keep.tobytes()]
+        cache = vars(self).setdefault("cache", {})
+        key = keep.tobytes()
+        if key not in cache:
+            cache[key] = super().scores(keep)
+        return cache[key]
 
 
-def train(out: Path, csv: Path, flags: list[str]) -> Path:
-    if not (out / "DONE.json").exists():
-        command = [sys.executable, HERE / "train.py", "--train", csv, "--out", out, *flags]
-        subprocess.run(list(map(str, command)), check=True)
-        for weights in out.glob("fold_*/*.safetensors"):
-            weights.unlink()
-    return out
+def train(out: Path, csv: Path, flags: list[str]) -> None:
+    """Train the run at `out`, unless it is there."""
+    if (out / "DONE.json").exists():
+        return
+    command = [sys.executable, HERE / "train.py", "--train", csv, "--out", out, *flags]
+    if subprocess.run([str(word) for word in command]).returncode:
+        raise UserError(f"{out}: train.py failed - see above", 1)
+    for weights in out.glob("fold_*/*.safetensors"):
+        weights.unlink()
 
 
-def read(folders: list[Path], csv: Path) -> tuple[list[Cached], np.ndarray]:
-    first, *others = map(str, folders)
-    [(a, b)], groups, _ = compare.read_runs([[first], others], [str(csv)])
-    return [Cached(**vars(run)) for run in a + b], groups
+def read_cached(folders: list[Path], csv: Path) -> tuple[list[Cached], np.ndarray]:
+    """Runs on equal folds, and the groups (N,) of the rows."""
+    first, *others = [str(folder) for folder in folders]
+    pairs, groups, _ = compare.read_runs([first], others, [str(csv)])
+    return [Cached(**vars(run)) for pair in pairs for side in pair for run in side], groups
 
 
-def share(hits: np.ndarray, members: list[set]) -> str:
-    """The share of hits, with a jackknife over what their pairs have in common."""
-    others = [[i not in m for m in members] for i in sorted(set.union(*members))]
-    without = [hits[rest].mean() for rest in others if any(rest)]
+def share(hits: np.ndarray, members: list[set[int]]) -> str:
+    """The share of hits (n,), with a jackknife over what they have in common: members[i] are the
+    runs or samples that hit i comes from."""
+    without = []  # the share without each run or sample
+    for left_out in sorted(set.union(*members)):
+        rest = [left_out not in own for own in members]
+        if any(rest):
+            without.append(hits[rest].mean())
     n = len(without)
+    if n < 2:
+        return f"{hits.mean():.1%} [too few for an interval]"
     error = np.sqrt((n - 1) / n * np.sum((without - np.mean(without)) ** 2))
     low, high = np.clip(hits.mean() + t.ppf([0.025, 0.975], n - 1) * error, 0, 1)
     return f"{hits.mean():.1%} [{low:.1%}, {high:.1%}]"
 
 
-def half_by_rows(sides: tuple[list, list], groups: np.ndarray) -> np.ndarray:
+def half_by_rows(pair: Pair, groups: np.ndarray) -> np.ndarray:
     """Half the 95 % interval that a jackknife over blocks of rows alone would give."""
-    _, group = np.unique(groups, return_inverse=True)
-    block = np.random.default_rng(0).permutation(group.max() + 1)[group] % 100
-    means = [np.mean([luck.left_out(run, block) for run in side], axis=0) for side in sides]
-    return 1.96 * np.sqrt(luck.jackknife(np.array(means)))
+    block = blocks_of_rows(pair.rows, groups)
+    without_block = of_each_run([pair], functools.partial(scores_without, part=block))
+    return 1.96 * np.sqrt(jackknife(means_of_sides(without_block)))
 
 
-def same(args, flags: list[str]) -> None:
+def gaps_and_halves(found: list[Difference], j: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of score j: B - A, and half of the interval."""
+    gap = np.array([difference.b[j] - difference.a[j] for difference in found])
+    half = np.array([difference.half[j] for difference in found])
+    return gap, half
+
+
+# same
+
+
+def same(args: argparse.Namespace, flags: list[str]) -> None:
+    if args.runs < 3:
+        hint = "an interval leaves out one run after the other"
+        raise UserError(f"--runs {args.runs}: at least three runs are needed - {hint}")
     folders = []
-    for s in range(args.runs):
-        own = ["--seed", str(s), "--split-seed", str(args.split_seed), *flags]
-        folders.append(train(args.folder / f"seed_{s}", args.csv, own))
-    runs, groups = read(folders, args.csv)
-    f1 = [run.scores(np.ones(len(groups), bool))[0] for run in runs]
+    for seed in range(args.runs):
+        folder = args.folder / f"seed_{seed}"
+        seeds = ["--seed", str(seed), "--split-seed", str(args.split_seed)]
+        train(folder, args.csv, [*seeds, *flags])
+        folders.append(folder)
+    runs, groups = read_cached(folders, args.csv)
+    everything = np.ones(len(groups), bool)
+    f1 = [run.scores(everything)[0] for run in runs]
     print(f"{len(runs)} runs: macro-F1 {np.mean(f1):.4f}, deviation {np.std(f1, ddof=1):.4f}")
     rng = np.random.default_rng(0)
-    for size in [n for n in (1, 3) if 2 * n <= len(runs)]:
-        sides = list(itertools.combinations(range(len(runs)), size))
-        pairs = [(a, b) for a, b in itertools.combinations(sides, 2) if not set(a) & set(b)]
-        pairs = [pairs[i] for i in rng.permutation(len(pairs))[: args.pairs]]
-        lists = [tuple([runs[i] for i in side] for side in pair) for pair in pairs]
-        found = [luck.differ([sides], groups) for sides in lists]
-        alone = np.array([half_by_rows(sides, groups) for sides in lists])
-        for name, j in SCORES.items():
-            gap, half = np.array([(d.b[j] - d.a[j], d.half[j]) for d in found]).T
-            called = share(np.abs(gap) > half, [{*a, *b} for a, b in pairs])
-            sizes = f"differences {np.sqrt(np.mean(gap**2)):.4f}, half intervals {half.mean():.4f}"
-            sizes += f" | by rows alone {np.mean(np.abs(gap) > alone[:, j]):.1%}"
-            print(f"{size} a side, {len(pairs)} pairs, {name}: {called} called different | {sizes}")
+    for size in (1, 3):
+        if 2 * size <= len(runs):
+            print_called_different(runs, groups, size, args.pairs, rng)
 
 
-def samples(args, flags: list[str]) -> None:
-    table, found = read_table(str(args.csv), Config()), []
-    order = np.random.default_rng(0).permutation(len(table))
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for s, rows in enumerate(order[: args.samples * args.rows].reshape(args.samples, -1)):
-        csv, own = args.folder / f"sample_{s}.csv", [*flags, "--seed", str(s)]
-        lines = [[table.ids[i], table.texts[i], *table.labels[i].astype(int)] for i in rows]
-        csv.write_text(csv_text([["id", "text", *Config().labels], *lines]))
-        a = train(args.folder / f"a_{s}", csv, own)
-        b = train(args.folder / f"b_{s}", csv, [*own, *args.other.split()])
-        runs, groups = read([a, b], csv)
-        found.append(luck.differ([(runs[:1], runs[1:])], groups))
+def print_called_different(
+    runs: list[Cached], groups: np.ndarray, size: int, most: int, rng: np.random.Generator
+) -> None:
+    """Of pairs with `size` runs a side; of `most` of them, where there are more."""
+    sides = itertools.combinations(range(len(runs)), size)
+    numbers = [(a, b) for a, b in itertools.combinations(sides, 2) if not set(a) & set(b)]
+    numbers = [numbers[i] for i in rng.permutation(len(numbers))[:most]]
+    pairs = [Pair([runs[i] for i in a], [runs[i] for i in b]) for a, b in numbers]
+    members = [{*a, *b} for a, b in numbers]
+    found = [differ([pair], groups) for pair in pairs]
+    half_of_rows = np.array([half_by_rows(pair, groups) for pair in pairs])
     for name, j in SCORES.items():
-        gap, half = np.array([(d.b[j] - d.a[j], d.half[j]) for d in found]).T
+        gap, half = gaps_and_halves(found, j)
+        called = share(np.abs(gap) > half, members)
+        by_rows = np.mean(np.abs(gap) > half_of_rows[:, j])
+        root_mean_square = np.sqrt(np.mean(gap**2))
+        sizes = f"differences {root_mean_square:.4f}, half intervals {half.mean():.4f}"
+        print(
+            f"{size} a side, {len(pairs)} pairs, {name}: {called} called different"
+            f" | {sizes} | by rows alone {by_rows:.1%}"
+        )
+
+
+# samples
+
+
+def samples(args: argparse.Namespace, flags: list[str]) -> None:
+    if args.samples < 2:
+        hint = "the truth of one is the mean of the others"
+        raise UserError(f"--samples {args.samples}: at least two are needed - {hint}")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for i, csv in enumerate(write_samples(args)):
+        recipe = [*flags, "--seed", str(i)]
+        folder_a = args.folder / f"a_{i}"
+        folder_b = args.folder / f"b_{i}"
+        train(folder_a, csv, recipe)
+        train(folder_b, csv, [*recipe, *args.other.split()])
+        (a, b), groups = read_cached([folder_a, folder_b], csv)
+        found.append(differ([Pair([a], [b])], groups))
+    for name, j in SCORES.items():
+        gap, half = gaps_and_halves(found, j)
         truth = (gap.sum() - gap) / (len(gap) - 1)  # of each sample: the mean of the others
-        holds = share(np.abs(gap - truth) <= half, [{s} for s in range(len(gap))])
+        holds = share(np.abs(gap - truth) <= half, [{i} for i in range(len(gap))])
         sizes = f"B - A {gap.mean():+.4f}, deviation {gap.std(ddof=1):.4f}"
         print(f"{len(gap)} samples, {name}: {holds} hold | {sizes}, half {half.mean():.4f}")
 
 
-def main() -> None:
+def write_samples(args: argparse.Namespace) -> list[Path]:
+    """CSV files of --rows rows each, none of them in two files."""
+    names = Config().labels
+    table = read_table(str(args.csv), Config())
+    rows = args.samples * args.rows
+    if rows > len(table):
+        hint = "see --samples and --rows"
+        raise UserError(f"{args.csv}: {len(table)} rows, but the samples take {rows} - {hint}")
+    order = np.random.default_rng(0).permutation(len(table))
+    paths = []
+    for i, sample in enumerate(order[:rows].reshape(args.samples, -1)):
+        lines = [["id", "text", *names]]
+        lines += [[table.ids[j], table.texts[j], *table.y[j].astype(int)] for j in sample]
+        paths.append(args.folder / f"sample_{i}.csv")
+        paths[-1].write_text(csv_text(lines), encoding="utf-8")
+    return paths
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
     parser = flag_parser(__doc__)
-    parser.add_argument("what", choices=["same", "samples"])
+    parser.add_argument("question", choices=["same", "samples"])
     parser.add_argument("csv", type=Path)
     parser.add_argument("folder", type=Path)
-    numbers = {"--runs": 12, "--pairs": 200, "--split-seed": 42, "--samples": 12, "--rows": 2000}
-    for name, default in numbers.items():
-        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--runs", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=200, help="compared at most")
+    parser.add_argument("--split-seed", type=int, default=42)
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=2000, help="of a sample")
     parser.add_argument("--other", default="--epochs 2", metavar="FLAGS")
-    args, flags = parser.parse_known_args()
-    {"same": same, "samples": samples}[args.what](args, flags)
+    args, flags = parser.parse_known_args(argv)
+    answer = {"same": same, "samples": samples}[args.question]
+    answer(args, flags)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

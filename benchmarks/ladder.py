@@ -24,70 +24,124 @@ import pandas as pd
 
 from config import Config
 from data import Table, read_table
-from support.errors import UserError, exit_codes
-from support.files import read_npy
-from support.results import find_run, read_settings
-from support.run import Run
-from tools.luck import Scored
+from support.finished import FinishedRun
+from support.process import UserError, exit_codes
+from tools.parts.difference import Judged
 
 WAYS = {"folds": "predict.py", "fp32": "ONNX, fp32", "int8": "ONNX, int8"}
-HEAD = "what | rows/s | without start-up | MB | macro-F1 | micro-F1 | mean AP | largest difference"
+COLUMNS = (
+    "step",
+    "rows/s",
+    "without start-up",
+    "MB",
+    "macro-F1",
+    "micro-F1",
+    "mean AP",
+    "largest difference",
+)
 
 
 @dataclass
-class Way:
-    run: Run
-    data: Table  # the rows held back
-    how: str  # of WAYS
+class Step:
+    """One run that predicts in one way."""
+
+    run: FinishedRun
+    table: Table  # the rows held back
+    way: str  # of WAYS
     folder: Path  # of its predictions, and of the graph; the other ways' lie beside it
 
     def make(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        if self.how == "folds":
+        if self.way == "folds":
             self.folder.mkdir()
         else:
-            flags = ["--int8"] if self.how == "int8" else []
+            flags = ["--int8"] if self.way == "int8" else []
             call([HERE / "tools/export.py", self.run.path, self.folder, *flags])
 
-    def predict(self, new: Path) -> float:
+    @property
+    def verdicts(self) -> Path:
+        return self.folder / "verdicts.csv"
+
+    @property
+    def probabilities(self) -> Path:
+        return self.folder / "probabilities.csv"
+
+    def predict(self, csv: Path) -> float:
         """Seconds of the whole command."""
-        said, p = self.folder / "said.csv", self.folder / "probabilities.csv"
-        if self.how != "folds":
-            return call([self.folder / "predict_onnx.py", new, said, p], threads=1)[0]
-        files = ["--run", self.run.path, "--input", new, "--output", said, "--probabilities", p]
-        flags = [*files, "--device", "cpu", "--precision", "fp32"]
-        return call([HERE / "predict.py", *flags], threads=1)[0]
+        if self.way == "folds":
+            flags = ["--run", self.run.path, "--input", csv, "--output", self.verdicts]
+            flags += ["--probabilities", self.probabilities]
+            flags += ["--device", "cpu", "--precision", "fp32"]
+            command = [HERE / "predict.py", *flags]
+        else:
+            program = self.folder / "predict_onnx.py"
+            command = [program, csv, self.verdicts, self.probabilities]
+        seconds, _, _ = call(command, threads=1)
+        return seconds
 
-    def line(self, seconds: list) -> str:
+    def line(self, seconds: list[tuple[float, float]]) -> str:
         """Of the table; `seconds`: pairs, for the first row alone and for all."""
-        n, rows = len(self.data), np.arange(len(self.data))
+        n = len(self.table)
+        rates = [n / whole for _, whole in seconds]
         gaps = [whole - start_up for start_up, whole in seconds]
-        rate = middle([(n - 1) / gap for gap in gaps]) if min(gaps) > 0 else "too few rows"
-        graph, folds = self.folder.glob("model.onnx*"), self.run.path.glob("fold_*/*.safetensors")
-        mb = sum(f.stat().st_size for f in (folds if self.how == "folds" else graph)) / 2**20
-        names = "said.csv", "probabilities.csv", "../folds/probabilities.csv"
-        said, p, other = (values(self.folder / name) for name in names)
-        scores = Scored(rows, 0 * rows, self.data.labels, said == 1, p).scores(rows >= 0)[:3]
-        cells = [f"{self.run.path.name}, {WAYS[self.how]}", middle([n / x for _, x in seconds])]
-        cells += [rate, f"{mb:.1f}", *(f"{x:.4f}" for x in scores)]
-        return f"| {' | '.join(cells)} | {np.abs(p - other).max():.1g} |"
+        rate = "too few rows"
+        if min(gaps) > 0:
+            rate = middle([(n - 1) / gap for gap in gaps])
+        p = read_values(self.probabilities)
+        of_folds = read_values(self.folder.with_name("folds") / self.probabilities.name)
+        cells = [
+            f"{self.run.path.name}, {WAYS[self.way]}",
+            middle(rates),
+            rate,
+            f"{self.megabytes():.1f}",
+            *(f"{score:.4f}" for score in self.scores(p)),
+            f"{np.abs(p - of_folds).max():.1g}",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    def megabytes(self) -> float:
+        files = self.folder.glob("model.onnx*")
+        if self.way == "folds":
+            files = self.run.path.glob("fold_*/*.safetensors")
+        return sum(file.stat().st_size for file in files) / 2**20
+
+    def scores(self, p: np.ndarray) -> np.ndarray:
+        """(3,): macro-F1, micro-F1, mean average precision."""
+        rows = np.arange(len(self.table))
+        pred = read_values(self.verdicts) == 1
+        judged = Judged(rows, 0 * rows, self.table.y, p, pred)
+        return judged.scores(rows >= 0)[:3]
 
 
-def values(path: Path) -> np.ndarray:
+def read_values(path: Path) -> np.ndarray:
     """(N, C): what stands behind the ids."""
     return pd.read_csv(path).to_numpy()[:, 1:].astype(float)
 
 
-def read_rows(csv: str, run: Run) -> Table:
+def read_rows(csv: str, run: FinishedRun) -> Table:
     """UserError for rows that stand in the run."""
-    config = read_settings(run, "cpu", "fp32")
-    same = {name: getattr(config, name) for name in ("labels", "text_column", "soft_labels")}
-    data = read_table(csv, Config(**same))
-    known = read_npy(run.path / "texts.npy", "u", "text hashes")
-    if seen := np.isin(data.hashes, known).sum():
-        what = f"{seen} of {len(data)} texts stand in {run.path}"
-        raise UserError(f"{csv}: {what} - name rows that no run has seen")
-    return data
+    config = Config(
+        labels=run.names,
+        text_column=run.config.text_column,
+        soft_labels=run.config.soft_labels,
+    )
+    table = read_table(csv, config)
+    if known := np.isin(table.hashes, run.seen).sum():
+        problem = f"{known} of {len(table)} texts stand in {run.path}"
+        raise UserError(f"{csv}: {problem} - name rows that no run has seen")
+    return table
+
+
+def make_steps(csv: str, folders: list[str], work: Path) -> list[Step]:
+    """All checked before the first is made."""
+    steps = []
+    for i, folder in enumerate(folders, 1):
+        run = FinishedRun(folder, "cpu", "fp32")
+        table = read_rows(csv, run)
+        steps += [Step(run, table, way, work / str(i) / way) for way in WAYS]
+    for step in steps:
+        step.make()
+    return steps
 
 
 @exit_codes
@@ -97,22 +151,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args(argv)
-    pairs = [(run, read_rows(args.csv, run)) for run in map(find_run, args.runs)]
     with tempfile.TemporaryDirectory() as temporary:
-        folder, first = args.folder or Path(temporary), Path(temporary, "first.csv")
-        pd.read_csv(args.csv, dtype=str, keep_default_na=False)[:1].to_csv(first, index=False)
-        ways = []
-        for i, pair in enumerate(pairs, 1):
-            ways += [Way(*pair, how, folder / str(i) / how) for how in WAYS]
-        for way in ways:
-            way.make()
+        steps = make_steps(args.csv, args.runs, args.folder or Path(temporary))
+        first_row = Path(temporary, "first.csv")
+        pd.read_csv(args.csv, dtype=str, keep_default_na=False)[:1].to_csv(first_row, index=False)
         if hasattr(os, "sched_setaffinity"):  # which the commands inherit
             os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-        turns = {w.folder: lambda w=w: [w.predict(x) for x in (first, args.csv)] for w in ways}
-        found = in_turns(3, turns)  # ends with the predictions of all rows
-        print(f"\n| {HEAD} |\n|---{'|---:' * 7}|")
-        for way in ways:
-            print(way.line(found[way.folder]))
+        # The last predictions, which are scored, are those of all rows.
+        turns = {
+            step.folder: lambda step=step: (step.predict(first_row), step.predict(args.csv))
+            for step in steps
+        }
+        seconds = in_turns(3, turns)
+        print(f"\n| {' | '.join(COLUMNS)} |")
+        print(f"|---{'|---:' * (len(COLUMNS) - 1)}|")
+        for step in steps:
+            print(step.line(seconds[step.folder]))
     return 0
 
 

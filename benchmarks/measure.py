@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent  # the project
@@ -15,20 +16,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def call(argv: list, threads: int | None = None) -> tuple[float, float, str]:
     """Seconds, peak resident MB (Linux) and output of a Python command; ends where it fails."""
-    env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    command, start, peak_kb = [sys.executable, *map(str, argv)], time.monotonic(), 0
+    env = dict(os.environ)
+    if threads:
+        env["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, *map(str, argv)]
+    start = time.monotonic()
+    peak_kb = 0
     with tempfile.TemporaryFile("w+") as out:
-        p = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
-        status = Path(f"/proc/{p.pid}/status")  # os.wait4 would count the parent's memory
-        while p.poll() is None:
-            lines = status.read_text().splitlines() if status.exists() else []
-            peak_kb = max([peak_kb, *(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))])
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+        while process.poll() is None:
+            peak_kb = max(peak_kb, peak_resident_kb(process.pid))
             time.sleep(0.05)
         seconds = time.monotonic() - start
         out.seek(0)
-        if p.returncode:
-            sys.exit(f"{' '.join(command)}\n{out.read()}exit {p.returncode}")
+        if process.returncode:
+            sys.exit(f"{' '.join(command)}\n{out.read()}exit {process.returncode}")
         return seconds, peak_kb / 1024, out.read()
+
+
+def peak_resident_kb(pid: int) -> int:
+    """So far; 0 where the system doesn't tell. (os.wait4 would count the parent's memory.)"""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return max(peaks, default=0)
 
 
 def flag_parser(doc: str) -> argparse.ArgumentParser:
@@ -37,16 +48,18 @@ def flag_parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
 
 
-def in_turns(runs: int, ways: dict) -> dict[str, list]:
+def in_turns(runs: int, ways: dict[str, Callable]) -> dict[str, list]:
     """What each way gives, `runs` times: forward, backward, forward ..."""
-    found = {name: [] for name in ways}
+    results = {name: [] for name in ways}
     for i in range(runs):
-        for name in list(ways)[:: -1 if i % 2 else 1]:
-            found[name].append(ways[name]())
-            print(name, found[name][-1], flush=True)
-    return found
+        names = list(ways) if i % 2 == 0 else list(reversed(ways))
+        for name in names:
+            result = ways[name]()
+            results[name].append(result)
+            print(name, result, flush=True)
+    return results
 
 
-def middle(values, form: str = ".0f") -> str:
+def middle(values: list[float], form: str = ".0f") -> str:
     """Median (lowest to highest)."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from support.files import file_sha256
-from tools import compare, luck
+from support.process import exit_codes
+from tools import compare
+from tools.parts.difference import differ, verdict
 
 PATCHES = {path.stem: path for path in sorted(ROOT.glob("recipes/*.patch"))}
 
@@ -37,19 +39,22 @@ def copy_code(folder: Path, patch: Path | None = None) -> Path:
     if patch:
         # Within another repository git would take the paths from that one's root.
         env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)}
-        if subprocess.run(["git", "apply", patch.resolve()], cwd=folder, env=env).returncode:
+        command = ["git", "apply", str(patch.resolve())]
+        if subprocess.run(command, cwd=folder, env=env).returncode:
             sys.exit(f"{patch}: does not fit the code as it is")
     return folder
 
 
 def finished(out: Path, code: Path, command: list[str], csv: str) -> bool:
     """Whether this run is there already. It ends the program where the folder holds another one."""
-    if not (out / "metrics.json").exists():
+    if not (out / "DONE.json").exists():
         return False
     env = json.loads((out / "env.json").read_text())
-    same = {"data_sha256": file_sha256(csv)}
-    same |= {f"code.{p.relative_to(code)}": file_sha256(p) for p in code.rglob("*.py")}
-    changed = [k for k, v in same.items() if env["same"].get(k, v) != v]
+    identity = {"data_sha256": file_sha256(csv)}
+    for path in code.rglob("*.py"):
+        identity[f"code.{path.relative_to(code)}"] = file_sha256(path)
+    # What only shows things is no part of a run, and not in env.json.
+    changed = [key for key, value in identity.items() if env["same"].get(key, value) != value]
     if env["command"] != " ".join(command):
         changed.append("flags")
     if changed:
@@ -57,63 +62,90 @@ def finished(out: Path, code: Path, command: list[str], csv: str) -> bool:
     return True
 
 
-def train(name: str, seed: int, code: Path, args, flags: list[str]) -> bool:
+def train(name: str, seed: int, code: Path, args: argparse.Namespace, flags: list[str]) -> bool:
     """Train one recipe with one seed, unless it is there. Whether all went well."""
     out = args.folder / f"{name}-{seed}"
     command = ["train.py", "--train", args.csv, *flags, "--seed", str(seed), "--out", str(out)]
     if not finished(out, code, command, args.csv):
         print(f"\n{name}, seed {seed}", flush=True)
-        if subprocess.run([sys.executable, code / command[0], *command[1:]]).returncode:
+        program, *argv = command
+        if subprocess.run([sys.executable, str(code / program), *argv]).returncode:
             return False
     for weights in out.glob("fold_*/*.safetensors"):
         weights.unlink()
     return True
 
 
-def table(names: list[str], args) -> str:
+def table(names: list[str], args: argparse.Namespace) -> str:
     """The Markdown table of what is finished."""
     lines = [
         "| recipe | seeds | macro-F1 | standard deviation | mean average precision | minutes"
         " | to the default [95 % interval] | answer (A: the default) |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    base = [args.folder / f"default-{seed}" for seed in range(args.seeds)]
+    default = finished_runs("default", args)
     for name in names:
-        folders = [args.folder / f"{name}-{seed}" for seed in range(args.seeds)]
-        there = [i for i, f in enumerate(folders) if (f / "DONE.json").exists()]
-        if not there:
-            continue
-        runs = [json.loads((folders[i] / "metrics.json").read_text()) for i in there]
-        f1 = [run["macro_f1_cross_fitted"] for run in runs]
-        spread = f"{np.std(f1, ddof=1):.4f}" if len(f1) > 1 else "-"
-        ap = [x["average_precision"] for run in runs for x in run["per_label"].values()]
-        ap = np.mean([x for x in ap if x is not None] or [np.nan])
-        minutes = np.mean([run["seconds"] for run in runs]) / 60
-        both, said = [i for i in there if (base[i] / "DONE.json").exists()], "- | -"
-        if both and name != "default":
-            sides = [[str(side[i]) for i in both] for side in (base, folders)]
-            pairs, groups, _ = compare.read_runs(sides, [args.csv])
-            found = luck.differ(pairs, groups)
-            gap, half = found.b[0] - found.a[0], found.half[0]
-            said = f"{gap:+.4f} [{gap - half:+.4f}, {gap + half:+.4f}] | "
-            said += luck.verdict(found, len(both), len(groups))
-        score = f"{np.mean(f1):.4f} | {spread} | {ap:.4f} | {minutes:.1f}"
-        lines.append(f"| {name} | {len(f1)} | {score} | {said} |")
+        if runs := finished_runs(name, args):
+            answer = "- | -" if name == "default" else answer_of_compare(default, runs, args.csv)
+            lines.append(f"| {name} | {scores_of(runs)} | {answer} |")
     return "\n".join(lines)
 
 
-def main() -> int:
-    # --seed, which is for train.py, is not short for --seeds.
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+def finished_runs(name: str, args: argparse.Namespace) -> dict[int, Path]:
+    """The folders of a recipe's runs, by seed."""
+    folders = {seed: args.folder / f"{name}-{seed}" for seed in range(args.seeds)}
+    return {seed: folder for seed, folder in folders.items() if (folder / "DONE.json").exists()}
+
+
+def scores_of(runs: dict[int, Path]) -> str:
+    """The table's cells from the number of seeds to the minutes."""
+    values = [json.loads((folder / "metrics.json").read_text()) for folder in runs.values()]
+    f1 = [run["macro_f1_cross_fitted"] for run in values]
+    deviation = f"{np.std(f1, ddof=1):.4f}" if len(f1) > 1 else "-"
+    by_label = [row["average_precision"] for run in values for row in run["per_label"].values()]
+    known = [x for x in by_label if x is not None]  # None: a class is missing
+    average_precision = np.mean(known or [np.nan])
+    minutes = np.mean([run["seconds"] for run in values]) / 60
+    scores = f"{np.mean(f1):.4f} | {deviation} | {average_precision:.4f}"
+    return f"{len(f1)} | {scores} | {minutes:.1f}"
+
+
+def answer_of_compare(default: dict[int, Path], runs: dict[int, Path], csv: str) -> str:
+    """The difference to the default and the verdict, by the seeds that both have."""
+    seeds = [seed for seed in runs if seed in default]
+    if not seeds:
+        return "- | -"
+    a = [str(default[seed]) for seed in seeds]
+    b = [str(runs[seed]) for seed in seeds]
+    pairs, groups, _ = compare.read_runs(a, b, [csv])
+    found = differ(pairs, groups)
+    gap = found.b[0] - found.a[0]
+    half = found.half[0]
+    interval = f"[{gap - half:+.4f}, {gap + half:+.4f}]"
+    return f"{gap:+.4f} {interval} | {verdict(found, len(seeds), len(groups))}"
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Our own flags, and those of train.py."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed, which is for train.py, is not short for --seeds
+    )
     parser.add_argument("csv")
     parser.add_argument("folder", type=Path)
-    known = list(PATCHES)
-    parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="NAME")
+    recipes = list(PATCHES)
+    parser.add_argument("--only", nargs="+", choices=recipes, default=recipes, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
-    args, flags = parser.parse_known_args()
+    return parser.parse_known_args(argv)
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
+    args, flags = parse(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
-    names, failed = ["default", *args.only], []
+    names = ["default", *args.only]
+    failed = []
     with tempfile.TemporaryDirectory() as temporary:
         code = {name: copy_code(Path(temporary, name), PATCHES.get(name)) for name in names}
         for seed in range(args.seeds):

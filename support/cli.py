@@ -14,7 +14,7 @@ from typing import Literal
 
 from config import Config
 from support.csvfile import check_file
-from support.errors import UserError, exit_codes
+from support.process import UserError, exit_codes
 
 
 def flag(name: str) -> str:
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(kind: type, argv: list[str] | None = None):
-    """`kind` from the command line, over --config FILE.json, over the defaults; all of it checked.
+    """A `kind` from the command line, over --config FILE.json, over the defaults; all checked.
 
     UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan too).
     """
@@ -57,19 +57,23 @@ def checked(config):
 
 
 def _parser(kind: type) -> Parser:
-    options = {"allow_abbrev": False, "argument_default": argparse.SUPPRESS}
-    parser = Parser(description=kind.__doc__, **options)
+    parser = Parser(
+        description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     for f in dataclasses.fields(kind):
         type_, choices, _ = _plain(f.type)
-        text, default = f.metadata["help"], f.default_factory()
-        shown = " ".join(default) if isinstance(default, list) else default
+        text = f.metadata["help"]
+        default = f.default_factory()
         if default is not None and type_ is not bool:
-            text += f" (default: {shown})"
-        many = {"nargs": "+", "metavar": f.name.rstrip("s").upper()}
-        of_kind = {bool: {"action": argparse.BooleanOptionalAction}, list: many}
-        one = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
+            text += f" (default: {' '.join(default) if type_ is list else default})"
+        if type_ is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        elif type_ is list:
+            options = {"nargs": "+", "metavar": f.name.rstrip("s").upper()}
+        else:
+            options = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood
-        parser.add_argument(*names, help=text.replace("%", "%%"), **of_kind.get(type_, one))
+        parser.add_argument(*names, help=text.replace("%", "%%"), **options)
     if issubclass(kind, Config):
         text = "config.json of a run; flags go before"
         parser.add_argument("--config", metavar="FILE", help=text)
@@ -86,7 +90,9 @@ def _plain(hint) -> tuple[type, tuple | None, bool]:
 
 
 def _check(f: dataclasses.Field, value) -> None:
-    (type_, choices, optional), low, high = _plain(f.type), f.metadata["low"], f.metadata["high"]
+    type_, choices, optional = _plain(f.type)
+    low = f.metadata["low"]
+    high = f.metadata["high"]
     if value is None and optional:
         return
     if type(value) is not type_ and (type(value), type_) != (int, float):  # JSON writes 1.0 as 1
@@ -96,14 +102,14 @@ def _check(f: dataclasses.Field, value) -> None:
     if low is not None and not low <= value <= high:  # false for nan as well
         raise UserError(f"{flag(f.name)} must lie in {low:g} ... {high:g}, got {value}")
     for text in {str: [value], list: value}.get(type_, []):
-        good = isinstance(text, str) and text.encode(errors="ignore").decode() == text  # UTF-8
-        if not good or f.name != "text" and (text == "" or "\0" in text):  # a text may be blank
+        utf8 = isinstance(text, str) and text.encode(errors="ignore").decode() == text
+        if not utf8 or f.name != "text" and (text == "" or "\0" in text):  # a text may be blank
             raise UserError(f"{flag(f.name)} holds an empty or unusable name {text!r:.40}")
     if f.name == "labels":
         wrong = sorted(x for x in set(value) if value.count(x) > 1 or x in ("id", "fold", "text"))
         if wrong or not value:
-            what = ", ".join(wrong) or "none"
-            raise UserError(f"--labels: {what} - name each label once, and none id, fold or text")
+            names = ", ".join(wrong) or "none"
+            raise UserError(f"--labels: {names} - name each label once, and none id, fold or text")
 
 
 def _read_config(path: str) -> dict:
@@ -113,17 +119,30 @@ def _read_config(path: str) -> dict:
         raise UserError(f"--config {path}: not readable as JSON, or no JSON object ({e})") from None
 
 
-def check_flags(kind: type) -> None:
-    """For a script's first lines: --help and a mistyped flag answer; then torch is imported."""
-    if code := exit_codes(lambda argv: parse(kind, argv) and 0)():
-        sys.exit(code)
-    alone = "ipykernel" not in sys.modules  # in a notebook the handler would end its kernel
-    if alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # No traceback of the imports.
-        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
-    if alone and not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
-        # Threads that wait for each other sleep: spinning, they crawl beside another busy process.
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        import torch  # noqa: F401  reads it
+def start_script(kind: type, argv: list[str] | None = None) -> None:
+    """For a script's first lines, before its slow imports: --help and a mistyped flag answer, and
+    Ctrl-C ends it without a traceback of the imports.
+    """
 
-        del os.environ["OMP_WAIT_POLICY"]
+    @exit_codes
+    def check(argv: list[str] | None) -> int:
+        parse(kind, argv)
+        return 0
+
+    if code := check(argv):
+        sys.exit(code)
+    if "ipykernel" in sys.modules:  # in a notebook the handler would end its kernel
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+    import_torch_whose_threads_sleep()
+
+
+def import_torch_whose_threads_sleep() -> None:
+    """Threads that wait for each other sleep: spinning, they crawl beside another busy process."""
+    if any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
+        return
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    import torch  # noqa: F401  it reads the variable now
+
+    del os.environ["OMP_WAIT_POLICY"]

@@ -15,11 +15,13 @@ import torch
 from huggingface_hub import is_offline_mode
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from config import BUNDLED
-from support.errors import UserError, warn
-from support.files import file_sha256, writing
+from data import EmotionDataset
+from support.process import UserError, warn
+from support.files import file_sha256, read_npy, writing
 
 # of the file that sentence-transformers/all-MiniLM-L6-v2 publishes
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -66,20 +68,24 @@ def plain_errors(name: str):
     except UserError:
         raise
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
-        why = str(e).split("Re-running")[0][:200]  # torch's advice to unpickle
-        mend = "give a sound copy, as save_pretrained writes it, or install what is missing"
-        line = f"can't be loaded ({type(e).__name__}: {why}) - {mend}"
         if "custom code" in str(e):
-            line = "it needs program code of its own, which is never run - choose another"
+            problem = "it needs program code of its own, which is never run - choose another"
         elif isinstance(e, OSError) and not os.path.isdir(name):
-            offline = "in the Hub cache, and HF_HUB_OFFLINE is set"
-            line = f"not {offline if is_offline_mode() else 'on the Hub or in its cache'} - check"
-            line += f" the name; download it where there is a network (hf download {name});"
-            line += " give a local folder; or leave --model out for the bundled encoder"
-        raise unfit(name, line) from e
+            place = "on the Hub or in its cache"
+            if is_offline_mode():
+                place = "in the Hub cache, and HF_HUB_OFFLINE is set"
+            problem = (
+                f"not {place} - check the name; download it where there is a network (hf download"
+                f" {name}); give a local folder; or leave --model out for the bundled encoder"
+            )
+        else:
+            reason = str(e).split("Re-running")[0][:200]  # without torch's advice to unpickle
+            hint = "give a sound copy, as save_pretrained writes it, or install what is missing"
+            problem = f"can't be loaded ({type(e).__name__}: {reason}) - {hint}"
+        raise unfit(name, problem) from e
 
 
-@dataclass
+@dataclass(frozen=True)
 class EncoderInfo:
     """What is known of an encoder before its weights are read."""
 
@@ -87,16 +93,18 @@ class EncoderInfo:
     path: str  # as transformers finds it
     kind: str  # bert, roberta ...
     config: PreTrainedConfig
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     num_parameters: int
     layers: int
     max_positions: int | None  # tokens of the longest text; None: no limit
-    sha256: str = ""  # of the weights, once they are read
-    seen: np.ndarray | None = None  # hashes of the texts of an earlier run, uint64
+    seen: np.ndarray  # uint64: hashes of the texts it has learned as a fold of an earlier run
 
 
-def inspect_encoder(name: str) -> EncoderInfo:
-    """Read config and tokenizer, no weights, and check that they fit. UserError when they don't."""
+def inspect_encoder(name: str, as_saved: bool = False) -> EncoderInfo:
+    """Read config and tokenizer, no weights, and check that they fit. UserError when they don't.
+
+    `as_saved`: the tokenizer as predict.py will read it from a fold.
+    """
     path = find_encoder(name)
     with plain_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -104,32 +112,59 @@ def inspect_encoder(name: str) -> EncoderInfo:
         if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
             raise unfit(name, f"{config.model_type} is not a text encoder - use one such as BERT")
         model, _ = skeleton(config)
-        rows = model.get_input_embeddings().num_embeddings
+    check_tokenizer(name, tokenizer, model.get_input_embeddings().num_embeddings)
+    return EncoderInfo(
+        name=name,
+        path=path,
+        kind=config.model_type,
+        config=config,
+        tokenizer=saved_and_read(config, tokenizer) if as_saved else tokenizer,
+        num_parameters=model.num_parameters(),
+        layers=len(layers_of(model)),
+        max_positions=count_positions(model),
+        seen=seen_hashes(path),
+    )
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """UserError for a tokenizer that does not belong to an encoder with so many token rows."""
     known = len(tokenizer)
-    words = f"the tokenizer knows {known} tokens, the encoder {rows} - they don't belong together"
+    problem = f"the tokenizer knows {known} tokens, the encoder {rows} - they don't belong together"
     if known > rows or known < min(100, rows / 2):
-        raise unfit(name, f"{words}, or tokenizer files are missing")
+        raise unfit(name, f"{problem}, or tokenizer files are missing")
     if known < rows / 2:
-        warn(f"--model {name}: {words}, or tokenizer.json is cut")
+        warn(f"--model {name}: {problem}, or tokenizer.json is cut")
     if tokenizer.pad_token_id is None:
         raise unfit(name, "the tokenizer has no padding token - use one such as BERT or DeBERTa")
+
+
+def count_positions(encoder: nn.Module) -> int | None:
+    """Tokens of the longest text that it takes; None: no limit."""
     positions = None
-    for key, module in model.named_modules():
-        if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             positions = module.num_embeddings
             if module.padding_idx is not None:  # RoBERTa's positions begin behind padding_idx
                 positions -= module.padding_idx + 1
-    layers, parameters = len(layers_of(model)), model.num_parameters()
-    kind = config.model_type
-    return EncoderInfo(name, path, kind, config, tokenizer, parameters, layers, positions)
+    return positions
 
 
-def as_saved(info: EncoderInfo):
+def saved_and_read(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
     """The tokenizer as it is read back from a fold: RemBERT's gains [CLS] and [SEP] on the way."""
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
-        info.config.save_pretrained(folder)
-        info.tokenizer.save_pretrained(folder)
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def seen_hashes(encoder_path: str) -> np.ndarray:
+    """Hashes of the texts that an encoder has learned, where it is a fold of an earlier run."""
+    seen = Path(encoder_path).parent / "texts.npy"
+    if seen.is_file() and seen.with_name("env.json").is_file():
+        return read_npy(seen, "u", "text hashes")
+    return np.zeros(0, np.uint64)
 
 
 def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, dict]:
@@ -153,45 +188,63 @@ def load_encoder(path: str) -> nn.Module:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         logging.set_verbosity_error()  # its report on heads that are not used here
         logging.disable_progress_bar()
-        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
-        options |= skeleton(config)[1]
-        encoder, info = AutoModel.from_pretrained(path, output_loading_info=True, **options)
-    if lacking := [k for k in info["missing_keys"] if "pooler" not in k]:
-        lacks = f"its weights lack {len(lacking)} of {config.model_type}'s (such as {lacking[0]})"
-        mend = "use config.json and weights of one model, saved without a wrapper around it"
-        raise unfit(path, f"{lacks} - {mend}")
+        encoder, info = AutoModel.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **skeleton(config)[1],
+        )
+    missing = [k for k in info["missing_keys"] if "pooler" not in k]
+    if missing:
+        problem = f"its weights lack {len(missing)} of {config.model_type}'s (such as {missing[0]})"
+        hint = "use config.json and weights of one model, saved without a wrapper around it"
+        raise unfit(path, f"{problem} - {hint}")
     return encoder
 
 
-def check_weights(info: EncoderInfo, dataset) -> None:
-    """Read the weights, note their sha256, and run them on the shortest and the longest text.
+def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:
+    """The sha256 of the weights; they are run on the shortest and the longest text.
 
     UserError for weights that are not finite, for an encoder that needs more than text, and for a
-    model in which later words don't reach earlier ones. A warning for one that heeds padding
-    (FNet, ConvBERT, YOSO).
+    model in which later words don't reach earlier ones. A warning for one whose vectors change
+    with padding (FNet, ConvBERT, YOSO).
     """
-    encoder, sha = load_encoder(info.path), hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        if not tensor.isfinite().all():
-            raise unfit(info.name, f"its weights {name} hold nan or inf - use a sound copy")
-        sha.update(name.encode() + np.ascontiguousarray(tensor.numpy()).data)
-    order, pad = np.argsort(dataset.lengths), info.tokenizer.pad_token_id
+    name = encoder_info.name
+    encoder = load_encoder(encoder_info.path)
+    sha256 = weights_sha256(name, encoder)
+    order = np.argsort(dataset.lengths)
     short, long = (torch.from_numpy(dataset[i]["input_ids"]).long() for i in order[[0, -1]])
-    other, n = long.clone(), len(short)
-    other[-1] = (other[-1] + 1) % len(info.tokenizer)
-    ids = nn.utils.rnn.pad_sequence([short, long, other], batch_first=True, padding_value=pad)
+    n = len(short)
+    other = long.clone()  # with another last token
+    other[-1] = (other[-1] + 1) % len(encoder_info.tokenizer)
+    pad_id = encoder_info.tokenizer.pad_token_id
+    ids = nn.utils.rnn.pad_sequence([short, long, other], batch_first=True, padding_value=pad_id)
     mask = torch.ones_like(ids)
     mask[0, n:] = 0
-    with plain_errors(info.name), torch.inference_mode():
+    with plain_errors(name), torch.inference_mode():
         alone = encoder(input_ids=ids[:1, :n], attention_mask=mask[:1, :n]).last_hidden_state[0]
         if len(alone) != n:
-            raise unfit(info.name, f"it gives {len(alone)} vectors for {n} tokens - use another")
+            raise unfit(name, f"it gives {len(alone)} vectors for {n} tokens - use another")
         beside, before, after = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    moved = (before - after)[:-1].abs()  # by another last token
+    moved = (before - after)[:-1].abs()  # of all tokens but the last
     if moved.numel() and moved.max() <= 1e-5 * before.abs().max():
-        why = f"in {info.kind} a later word doesn't reach an earlier one, as in text generators"
-        raise unfit(info.name, f"{why} - use an encoder such as BERT or DeBERTa")
-    if (gap := float((alone - beside[:n]).abs().max() / alone.abs().max())) > 1e-4:
-        what = f"padding moves this encoder's vectors by up to {gap:.2%}"
-        warn(f"--model {info.name}: {what} - scores change with the texts beside it")
-    info.sha256 = sha.hexdigest()
+        kind = encoder_info.kind
+        problem = f"in {kind} a later word doesn't reach an earlier one, as in text generators"
+        raise unfit(name, f"{problem} - use an encoder such as BERT or DeBERTa")
+    gap = float((alone - beside[:n]).abs().max() / alone.abs().max())
+    if gap > 1e-4:
+        problem = f"padding moves this encoder's vectors by up to {gap:.2%}"
+        warn(f"--model {name}: {problem} - scores change with the texts beside it")
+    return sha256
+
+
+def weights_sha256(name: str, encoder: nn.Module) -> str:
+    """UserError for weights that are not finite."""
+    sha256 = hashlib.sha256()
+    for key, tensor in sorted(encoder.state_dict().items()):
+        if not tensor.isfinite().all():
+            raise unfit(name, f"its weights {key} hold nan or inf - use a sound copy")
+        sha256.update(key.encode() + np.ascontiguousarray(tensor.numpy()).data)
+    return sha256.hexdigest()

@@ -7,26 +7,27 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from support.errors import UserError
+from support.process import UserError
 
 _umask = os.umask(0)
 os.umask(_umask)
 
 
 @contextlib.contextmanager
-def writing(path: Path, mend: str = "make room, and run the same command", code: int = 1):
+def writing(path: Path, hint: str = "make room, and run the same command", code: int = 1):
     """Whatever goes wrong in writing `path`, in one line: libraries disguise a full disk."""
     try:
         yield
     except UserError:
         raise
     except Exception as e:
-        why = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
-        raise UserError(f"{path}: can't be written ({why}) - {mend}", code) from e
+        reason = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
+        raise UserError(f"{path}: can't be written ({reason}) - {hint}", code) from e
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -41,10 +42,14 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(folder: Path):
+def atomic_write(folder: Path) -> Iterator[Path]:
     """A temporary folder (.tmp-...). When the block ends well, its files move into `folder`."""
-    new = {"prefix": ".tmp-", "dir": folder, "ignore_cleanup_errors": True}
-    with writing(folder), tempfile.TemporaryDirectory(**new) as temporary:
+    with (
+        writing(folder),
+        tempfile.TemporaryDirectory(
+            prefix=".tmp-", dir=folder, ignore_cleanup_errors=True
+        ) as temporary,
+    ):
         yield Path(temporary)
         for name in sorted(os.listdir(temporary)):
             commit(Path(temporary, name), folder / name)
@@ -59,11 +64,12 @@ def sweep(folder: Path, everything: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = False):
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """True while this process holds the lock, else False. It is freed when its holder dies."""
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-        f, free = open(path, "ab"), True  # noqa: SIM115
+        f = open(path, "ab")  # noqa: SIM115
+        free = True
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -90,7 +96,7 @@ def read_json(path: Path, sealed: bool = False) -> dict:
         raise UserError(f"{path}: missing or damaged") from e
 
 
-def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
+def read_npy(path: Path, kind: str, content: str) -> np.ndarray:
     """An array whose dtype is of `kind`; nothing is unpickled. UserError for anything else."""
     try:
         with open(path, "rb") as f:
@@ -99,8 +105,8 @@ def read_npy(path: Path, kind: str, what: str) -> np.ndarray:
             raise ValueError(f"holds {array.dtype}")
         return array
     except Exception as e:  # numpy parses the header: a damaged one raises nearly anything
-        why = f"not an array of {what} ({str(e)[:80]})"
-        raise UserError(f"{path}: {why} - use the one that train.py wrote") from None
+        problem = f"not an array of {content} ({str(e)[:80]})"
+        raise UserError(f"{path}: {problem} - use the one that train.py wrote") from None
 
 
 def file_sha256(path: str | Path) -> str:
@@ -109,13 +115,13 @@ def file_sha256(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def unchanged(*paths: str | Path):
+def unchanged(*paths: str | Path, code: int = 1) -> Iterator[list[str]]:
     """The paths' checksums; UserError if one is another at the end of the block."""
     before = list(map(file_sha256, paths))
     yield before
     for path, sha256 in zip(paths, before, strict=True):
         if file_sha256(path) != sha256:
-            raise UserError(f"{path}: changed while it was read - the same command begins anew", 1)
+            raise UserError(f"{path}: changed while it was read - run the same command again", code)
 
 
 def json_sha256(value) -> str:
@@ -134,8 +140,10 @@ def damage(folder: Path, key: str) -> str | None:
         done = read_json(folder / "DONE.json", sealed=True)
     except UserError as e:
         return str(e)
-    if done["run"] != key or f"fold_{done.get('fold')}" not in (folder.name, "fold_None"):
+    other_fold = "fold" in done and folder.name != f"fold_{done['fold']}"
+    if done["run"] != key or other_fold:
         return f"{folder}: belongs to another run or fold"
-    for path, want in ((folder / name, want) for name, want in done["files"].items()):
-        if not path.is_file() or file_sha256(path) != want["sha256"]:
+    for name, wanted in done["files"].items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != wanted["sha256"]:
             return f"{path}: missing or damaged"

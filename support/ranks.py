@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from support.errors import UserError, rank_and_size
+from support.process import UserError, rank_and_size
 
 
 class Ranks:

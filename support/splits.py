@@ -1,8 +1,9 @@
-"""Which rows stand together: copies of a text, rows of one group; and folds that a file gives.
+"""Which rows belong together: copies of a text, rows of one group; and folds that a file gives.
 
 N rows. Folds are numbered from 0; -1 is a row that is never held out.
 """
 
+import dataclasses
 import hashlib
 import re
 import unicodedata
@@ -10,8 +11,9 @@ from collections import Counter
 
 import numpy as np
 
-from support.errors import UserError, warn
-from support.findings import is_blank
+from config import Config
+from support.inputcsv import is_blank
+from support.process import UserError, warn
 
 FEW = 500  # held-out rows, below which the best of several epochs is luck
 
@@ -36,15 +38,16 @@ def read_folds(column, path: str, folds: int | None) -> np.ndarray:
     where = f"column {column.name!r}"
     wrong = {r: c for r, c in column.items() if not re.fullmatch(r"-1|[0-9]{1,3}", c.strip())}
     if wrong:
-        (row, cell), rows = next(iter(wrong.items())), ", ".join(map(str, [*wrong][:5]))
-        what = f"{cell[:40]!r} is no fold ({len(wrong)} such cells: row {rows})"
-        mend = "write a whole number from 0 to 999, or -1 for a row that is never held out"
-        raise UserError(f"{path}:{row} {where}: {what} - {mend}")
+        row, cell = next(iter(wrong.items()))
+        rows = ", ".join(map(str, [*wrong][:5]))
+        problem = f"{cell[:40]!r} is no fold ({len(wrong)} such cells: row {rows})"
+        hint = "write a whole number from 0 to 999, or -1 for a row that is never held out"
+        raise UserError(f"{path}:{row} {where}: {problem} - {hint}")
     fold = column.astype(np.int16).to_numpy(copy=True)
     n = int(fold.max()) + 1
     if missing := sorted({*range(n)} - {*fold.tolist()}):
-        gap = f"no row has fold {missing[0]}"
-        raise UserError(f"{path} {where}: {gap} - number the folds from 0 without a gap")
+        problem = f"no row has fold {missing[0]}"
+        raise UserError(f"{path} {where}: {problem} - number the folds from 0 without a gap")
     if len(np.unique(fold)) == 1:
         raise UserError(f"{path} {where}: every row has {fold[0]} - give some another fold")
     if folds not in (None, n):
@@ -52,14 +55,38 @@ def read_folds(column, path: str, folds: int | None) -> np.ndarray:
     return fold
 
 
-def read_split(path: str, named, config) -> dict:
-    """`group` and `folds` of a Table, from the DataFrame of the columns that flags name."""
+def read_split(extra, config: Config, path: str) -> dict:
+    """`group` and `fold` of a Table, from `extra`, the DataFrame of the columns that flags name."""
     found = {}
     if config.group_column:
-        found["group"] = named[config.group_column].str.strip().to_numpy(object)
+        found["group"] = extra[config.group_column].str.strip().to_numpy(object)
     if config.fold_column:
-        found["folds"] = read_folds(named[config.fold_column], path, config.folds)
+        found["fold"] = read_folds(extra[config.fold_column], path, config.folds)
     return found
+
+
+def append_rows(table, other, fold: np.ndarray):
+    """A Table's rows, and after them another's, with folds for all.
+
+    Where the other has no labels or groups, they are nan and ''.
+    """
+    targets = other.targets
+    if targets is None:
+        targets = np.full((len(other), table.targets.shape[1]), np.nan, np.float32)
+    group = table.group
+    if group is not None:
+        no_group = np.full(len(other), "", object)
+        group = np.concatenate([group, no_group if other.group is None else other.group])
+    return dataclasses.replace(
+        table,
+        ids=table.ids + other.ids,
+        texts=table.texts + other.texts,
+        inputs=table.inputs + other.inputs,
+        targets=np.concatenate([table.targets, targets]),
+        extra=None,
+        group=group,
+        fold=fold,
+    )
 
 
 def join(hashes: np.ndarray, texts: list[str], group: np.ndarray) -> np.ndarray:
@@ -72,50 +99,52 @@ def join(hashes: np.ndarray, texts: list[str], group: np.ndarray) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     n = len(hashes)
-    text, name = (np.unique(x, return_inverse=True)[1] for x in (hashes, group))
+    text = np.unique(hashes, return_inverse=True)[1]
+    name = np.unique(group, return_inverse=True)[1]
     # A graph: the nodes are rows, then texts, then groups; a row hangs on its text and its group.
-    of_text = np.flatnonzero([not is_blank(text) for text in texts])
-    of_group = np.flatnonzero(group != "")
-    rows = np.concatenate([of_text, of_group])
-    ends = np.concatenate([n + text[of_text], 2 * n + name[of_group]])
+    with_text = np.flatnonzero([not is_blank(text) for text in texts])
+    with_group = np.flatnonzero(group != "")
+    rows = np.concatenate([with_text, with_group])
+    ends = np.concatenate([n + text[with_text], 2 * n + name[with_group]])
     graph = coo_array((np.ones(len(rows)), (rows, ends)), shape=(3 * n, 3 * n))
     return connected_components(graph, directed=False)[1][:n]
 
 
-def say_split(data, fold: np.ndarray, config) -> None:
+def warn_of_split(table, config: Config) -> None:
     """Warn of texts and groups on both sides of a given split; of few rows to choose an epoch."""
-    if data.folds is not None:
-        has_text = np.array([not is_blank(text) for text in data.texts])
-        say_both_sides(fold, data.hashes, has_text, "text")
-        if data.group is not None:
-            say_both_sides(fold, data.group, data.group != "", "group")
-    held_out = int((fold >= 0).sum())
+    if config.valid or config.fold_column:
+        has_text = np.array([not is_blank(text) for text in table.texts])
+        _warn_of_both_sides(table.fold, table.hashes, has_text, "text")
+        if table.group is not None:
+            _warn_of_both_sides(table.fold, table.group, table.group != "", "group")
+    held_out = int((table.fold >= 0).sum())
     if config.valid and held_out < FEW and config.keep == "best":
         print(f"only {held_out} rows choose the epoch - with so few, --keep last is advised")
 
 
-def say_large(data, folds: int) -> None:
-    """Warn of rows that stand together and are more than a fold, and of the text that joins most
+def warn_of_large_groups(table, folds: int) -> None:
+    """Warn of rows that belong together and are more than a fold, and of the text that joins most
     groups of them."""
-    _, joined, size = np.unique(data.groups, return_inverse=True, return_counts=True)
-    if data.group is None or size.max() <= len(data) / folds:
+    _, joined, size = np.unique(table.groups, return_inverse=True, return_counts=True)
+    if table.group is None or size.max() <= len(table) / folds:
         return
-    mine = np.flatnonzero(joined == size.argmax())
-    names = sorted({" ".join(data.group[i].split())[:40] for i in mine} - {""})
-    why = ", ".join(names[:3]) or "one text"
-    pairs = {(normalise(data.texts[i]), data.group[i]) for i in mine if data.group[i]}
-    joins = Counter(text for text, _ in sorted(pairs) if not is_blank(text))
-    for text, groups in joins.most_common(1):
-        why += f"; the text {text[:40]!r} joins {groups} groups" if groups > 1 else ""
-    warn(f"{len(mine)} of {len(data)} rows belong together, more than 1/{folds} of all ({why})")
+    largest = np.flatnonzero(joined == size.argmax())
+    names = sorted({" ".join(table.group[i].split())[:40] for i in largest} - {""})
+    reason = ", ".join(names[:3]) or "one text"
+    pairs = {(normalise(table.texts[i]), table.group[i]) for i in largest if table.group[i]}
+    groups_of_text = Counter(text for text, _ in sorted(pairs) if not is_blank(text))
+    for text, groups in groups_of_text.most_common(1):
+        reason += f"; the text {text[:40]!r} joins {groups} groups" if groups > 1 else ""
+    count = f"{len(largest)} of {len(table)} rows belong together"
+    warn(f"{count}, more than 1/{folds} of all ({reason})")
 
 
-def say_both_sides(fold: np.ndarray, keys: np.ndarray, has: np.ndarray, what: str) -> None:
-    """`has` (N,): the rows that have a key at all."""
+def _warn_of_both_sides(fold: np.ndarray, keys: np.ndarray, has: np.ndarray, kind: str) -> None:
+    """`has` (N,): the rows that have a key at all. `kind`: what the keys stand for."""
     _, key = np.unique(keys, return_inverse=True)
     pairs = np.unique(np.stack([key, fold], 1)[has], axis=0)
     folds_of_key = np.bincount(pairs[:, 0], minlength=key.max() + 1)
-    both = int(((folds_of_key[key] > 1) & has & (fold >= 0)).sum())
-    if both:
-        where = f"{both} of {int((fold >= 0).sum())} held-out rows"
-        warn(f"{where} have a {what} that rows outside their fold have too - scores are too good")
+    leaks = int(((folds_of_key[key] > 1) & has & (fold >= 0)).sum())
+    if leaks:
+        rows = f"{leaks} of {int((fold >= 0).sum())} held-out rows"
+        warn(f"{rows} have a {kind} that rows outside their fold have too - scores are too good")

@@ -16,14 +16,14 @@ test_train.py           the loop, the losses, the schedule, what a run folder ho
 test_metrics.py         scores, thresholds, calibration
 test_numbers.py         memory that runs out, nan and inf, the same numbers in any batch
 test_report.py          pictures, errors.csv
-test_jobs.py            folds side by side, threads
+test_jobs.py            folds in parallel, threads
 test_ranks.py           torchrun
 test_notebook.py        train.py in a notebook
 
 test_predict.py         predict.py, thresholds, damaged runs, the commands of the README
-test_predict_resume.py  a killed predict.py goes on
+test_predict_resume.py  a killed predict.py resumes
 
-test_resume.py          the same command goes on, with the same bytes
+test_resume.py          run the same command to resume, with the same bytes
 test_signals.py         Ctrl-C, SIGTERM, kill -9
 test_damage.py          damaged and missing files
 test_write_failures.py  full disks, paths that can't be written
@@ -31,7 +31,7 @@ test_other_runs.py      another command or other data, --restart, locks
 test_harm.py            pickles, program code in a model folder, no network
 
 test_compare.py, test_distil.py, test_export.py: tools/; test_recipes.py: recipes/
-test_layout.py          budgets of lines, the documents
+test_layout.py          tokens, density, the reading path, the documents
 
 faults.py holds what the tests of faults share, cases/ the tables of cases.
 """

@@ -211,7 +211,7 @@ def test_labels_named_like_a_text_column(place, capsys):
     assert rows_of((d / "s.csv").read_text())[1][0] == "1"
 
 
-def test_a_run_without_its_config_is_mended_by_the_same_command(place, capsys):
+def test_a_run_without_its_config_is_repaired_by_the_same_command(place, capsys):
     d, _ = place
     make(d, sheet(), "train.csv")
     argv = train_argv(d, [])

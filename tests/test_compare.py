@@ -14,19 +14,21 @@ from sklearn.metrics import average_precision_score, f1_score
 import predict
 import train
 from support import files
-from support.errors import UserError
-from tools import compare, luck
+from support.process import UserError
+from tools import compare
+from tools.parts import difference
+from tools.parts.difference import Judged
 
 
-def scored(y, pred, fold, p=None) -> luck.Scored:
-    return luck.Scored(np.arange(len(y)), fold, y, pred, p)
+def judged(y, pred, fold, p=None) -> Judged:
+    return Judged(np.arange(len(y)), fold, y, p, pred)
 
 
 def test_scores_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     y, p = (rng.random((90, 4)) < 0.4).astype(float), rng.random((90, 4))
     keep = rng.random(90) < 0.7
-    got = scored(y, p > 0.5, np.zeros(90, int), p).scores(keep)
+    got = judged(y, p > 0.5, np.zeros(90, int), p).scores(keep)
     y, pred, p = y[keep], (p > 0.5)[keep], p[keep]
     by_label = f1_score(y, pred, average=None)
     means = [f1_score(y, pred, average=a) for a in ("macro", "micro")]
@@ -36,13 +38,13 @@ def test_scores_are_those_of_scikit_learn():
 def test_jackknife_of_a_mean_is_the_textbooks_variance():
     x = np.random.default_rng(0).normal(size=50)
     without = np.array([np.delete(x, i).mean() for i in range(50)])
-    assert np.isclose(luck.jackknife(np.stack([0 * without, without])), x.var(ddof=1) / 50)
+    assert np.isclose(difference.jackknife(np.stack([0 * without, without])), x.var(ddof=1) / 50)
 
 
-def simulated(rng, rows: int, right: float, shift: float, fold: np.ndarray, y) -> luck.Scored:
+def simulated(rng, rows: int, right: float, shift: float, fold: np.ndarray, y) -> Judged:
     """Verdicts right with this probability; `shift`: how far a training moves that of its fold."""
     chance = right + shift * rng.normal(size=fold.max() + 1)[fold, None]
-    return scored(y, np.where(rng.random(y.shape) < chance, y, 1 - y) > 0, fold)
+    return judged(y, np.where(rng.random(y.shape) < chance, y, 1 - y) > 0, fold)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.05])
@@ -52,10 +54,12 @@ def test_equal_sides_are_called_different_in_about_one_of_twenty(shift):
     for _ in range(30):
         y = (rng.random((500, 3)) < 0.4).astype(float)
         a, b = (simulated(rng, 500, 0.8, shift, fold, y) for _ in "ab")
-        found = luck.differ([([a], [b])], np.arange(500))
+        found = difference.differ([([a], [b])], np.arange(500))
         gap = abs(found.b[0] - found.a[0])
         wrong.append(gap > found.half[0])
-        rows = luck.jackknife(np.array([luck.left_out(r, np.arange(500) % 100) for r in (a, b)]))
+        block = np.arange(500) % 100
+        without = np.array([difference.scores_without(run, block) for run in (a, b)])
+        rows = difference.jackknife(without)
         by_rows.append(gap > 1.96 * np.sqrt(rows[0]))
     assert np.mean(wrong) <= 0.12
     if shift:
@@ -68,10 +72,11 @@ def test_a_better_side_is_found_and_more_seeds_narrow_the_interval():
     for seeds in (1, 6):
         a = [simulated(rng, 400, 0.75, 0, fold, y) for _ in range(seeds)]
         b = [simulated(rng, 400, 0.85, 0, fold, y) for _ in range(seeds)]
-        found = luck.differ([(a, b)], np.arange(400))
+        found = difference.differ([(a, b)], np.arange(400))
         half.append(found.half[0])
-        assert luck.verdict(found, seeds, 400) == "B is better"
-        assert luck.verdict(luck.differ([(b, a)], np.arange(400)), seeds, 400) == "A is better"
+        assert difference.verdict(found, seeds, 400) == "B is better"
+        turned = difference.differ([(b, a)], np.arange(400))
+        assert difference.verdict(turned, seeds, 400) == "A is better"
     assert half[1] < 0.6 * half[0]
 
 
@@ -80,10 +85,10 @@ def test_rows_of_a_group_count_once():
     rng, fold = np.random.default_rng(3), np.zeros(300, int)  # no folds: rows alone
     y = (rng.random((300, 3)) < 0.4).astype(float)
     a, b = (simulated(rng, 300, 0.8, 0, fold, y) for _ in "ab")
-    one = luck.differ([([a], [b])], np.arange(300))
-    a4, b4 = (scored(*(np.repeat(x, 4, 0) for x in (s.y, s.pred, s.fold))) for s in (a, b))
-    four = luck.differ([([a4], [b4])], np.repeat(np.arange(300), 4))
-    alone = luck.differ([([a4], [b4])], np.arange(1200))
+    one = difference.differ([([a], [b])], np.arange(300))
+    a4, b4 = (judged(*(np.repeat(x, 4, 0) for x in (s.y, s.pred, s.fold))) for s in (a, b))
+    four = difference.differ([([a4], [b4])], np.repeat(np.arange(300), 4))
+    alone = difference.differ([([a4], [b4])], np.arange(1200))
     assert np.isclose(one.error[0], four.error[0], rtol=0.15)
     assert alone.error[0] < 0.7 * four.error[0]
 
@@ -103,7 +108,7 @@ def test_rows_of_a_group_count_once():
 )
 def test_what_would_tell(gap, half, error, seeds, runs, words):
     a, b, *others = (np.array([x]) for x in (0.5, 0.5 + gap, error, half, seeds))
-    assert words in luck.verdict(luck.Difference(a, b, *others), runs, 1000)
+    assert words in difference.verdict(difference.Difference(a, b, *others), runs, 1000)
 
 
 # Run folders
@@ -119,7 +124,9 @@ def runs(tmp_path_factory, bert, train_csv):
         "b": ["--seed", "2", "--split-seed", "7"],
         "c": ["--seed", "3"],
         "half": ["--folds", "1"],
+        "half2": ["--folds", "1", "--seed", "9"],
         "dev": ["--folds", "1", "--valid", str(dev)],
+        "dev2": ["--folds", "1", "--valid", str(dev), "--seed", "9"],
     }
     for name, flags in how.items():
         argv = ["--model", str(bert), "--train", str(train_csv), "--folds", "3", "--epochs", "2"]
@@ -138,11 +145,30 @@ def test_the_table_shows_each_runs_own_score(runs, name, capsys):
     assert (runs / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_parts_of_a_hold_out_are_those_of_each_run(runs, capsys):
+    """Of another seed: the score of compare.py is that of the run's own metrics.json."""
+    names = ("dev", "dev2")
+    assert compare.main([str(runs / name) for name in names]) == 0
+    values = [json.loads((runs / name / "metrics.json").read_text()) for name in names]
+    a, b = (x["macro_f1_cross_fitted"] for x in values)
+    assert a != b and f"| {a:.4f} | {b:.4f} | " in capsys.readouterr().out
+
+
+def test_hold_outs_of_several_seeds_are_paired_by_their_rows(runs, capsys):
+    a, half, half2 = (str(runs / name) for name in ("a", "half", "half2"))
+    pairs, *_ = compare.read_runs([half, half2, a], [half2, a, half], [])
+    assert [list(map(len, pair)) for pair in pairs] == [[1, 1]] * 3
+    assert not np.array_equal(pairs[0].rows, pairs[1].rows)
+    assert compare.main([half, half2]) == 2 and compare.main([a, half]) == 2
+    err = capsys.readouterr().err
+    assert err.count("no run of the other side has its folds - train with the same") == 2
+
+
 def test_seeds_are_paired_by_folds(runs, capsys):
     a, b, c = (str(runs / name) for name in "abc")
-    pairs, groups, labels = compare.read_runs([[a, c], [b, c]], [])
-    assert [list(map(len, pair)) for pair in pairs] == [[1, 1], [1, 1]] and labels == LABELS
-    assert np.array_equal(pairs[1][0][0].p, pairs[1][1][0].p) and len(groups) == 120
+    pairs, groups, names = compare.read_runs([a, c], [b, c], [])
+    assert [list(map(len, pair)) for pair in pairs] == [[1, 1], [1, 1]] and names == LABELS
+    assert np.array_equal(pairs[1].a[0].p, pairs[1].b[0].p) and len(groups) == 120
     assert compare.main(["--a", a, c, "--b", b, c]) == 0
     assert capsys.readouterr().out.startswith(f"A: {a}, {c}\nB: {b}, {c}\n")
 
@@ -225,14 +251,14 @@ def test_the_training_file_may_have_moved(runs, tmp_path, train_csv, capsys):
     for name in ("a", "b"):
         shutil.copytree(runs / name, tmp_path / name)
         config = json.loads((tmp_path / name / "config.json").read_text())
-    sides = [[str(runs / "a")], [str(runs / "b")]]
+    sides = [str(runs / "a")], [str(runs / "b")]
     shutil.copy(train_csv, moved)
-    pairs, *_ = compare.read_runs(sides, [str(moved)])
-    assert config["train"] == str(train_csv) and len(pairs[0][0][0].rows) == 120
-    with pytest.raises(UserError, match="not what .* was trained on - say with --train"):
-        compare.read_runs(sides, [str(other)])
+    pairs, *_ = compare.read_runs(*sides, [str(moved)])
+    assert config["train"] == str(train_csv) and len(pairs[0].a[0].rows) == 120
+    with pytest.raises(UserError, match="not what .* was trained on - give its new path with"):
+        compare.read_runs(*sides, [str(other)])
     with pytest.raises(UserError, match="no such file"):
-        compare.read_runs(sides, [str(tmp_path / "none.csv")])
+        compare.read_runs(*sides, [str(tmp_path / "none.csv")])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from config import HERE, Config, PredictConfig, arg
 from support.cli import parse
-from support.errors import UserError, exit_codes
+from support.process import UserError, exit_codes
 
 
 def test_defaults_are_the_contracts():
@@ -138,7 +138,7 @@ def test_abbreviated_flag_from_the_shell():
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_output_that_nobody_reads_is_one_line(debug):
     """`| head` has read enough, with --debug too."""
-    code = "from support.errors import exit_codes\n@exit_codes\ndef main(argv=None):\n"
+    code = "from support.process import exit_codes\n@exit_codes\ndef main(argv=None):\n"
     code += "    raise BrokenPipeError\nraise SystemExit(main())"
     out = subprocess.run(
         [sys.executable, "-c", code, *debug], capture_output=True, text=True, cwd=HERE

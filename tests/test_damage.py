@@ -1,4 +1,4 @@
-"""Damaged and missing files: named by predict.py, made anew by train.py.
+"""Damaged and missing files: named by predict.py, made again by train.py.
 
 Afterwards the run must have the bytes of one that nothing disturbed.
 python -m pytest tests/test_damage.py
@@ -27,7 +27,7 @@ def test_a_truncated_state(size, command, tmp_path, test_csv, wanted, monkeypatc
     os.truncate(path, {"half": n // 2, "n-1": n - 1}.get(size, size))
     capsys.readouterr()
     assert_survived(command, tmp_path / "run", test_csv, wanted)
-    assert "state.pt: truncated or damaged - this fold begins anew" in capsys.readouterr().out
+    assert "state.pt: truncated or damaged - this fold starts again" in capsys.readouterr().out
 
 
 def test_a_flipped_byte_in_a_state(command, tmp_path, test_csv, wanted, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_file_of_the_kept_epoch_lost_before_the_fold_ends(
     assert load_state(path)["progress"]["kept"]["epoch"] == 0
     flip(weights, 3000)
     with monkeypatch.context() as m:
-        m.setattr(train, "better", lambda row, old: old is None)  # no later epoch writes it anew
+        m.setattr(train, "better", lambda row, old: old is None)  # no later epoch writes it again
         assert train.main([*command, "--out", str(tmp_path / "run"), "--fold", "0"]) == 0
     capsys.readouterr()
     assert_survived(command, tmp_path / "run", test_csv, wanted)

@@ -21,8 +21,8 @@ from data import (
     text_hashes,
 )
 from model import token_batches
-from support.findings import Findings, is_blank
-from support.errors import UserError
+from support.inputcsv import InputCSV, is_blank
+from support.process import UserError
 from support.splits import normalise
 
 
@@ -40,11 +40,7 @@ def test_texts_and_ids_stay_as_written(tmp_path):
         'a "quote", and\na line',
         "0123",
     ]
-    assert (
-        t.labels.dtype == np.float32
-        and t.labels.shape == (4, 5)
-        and t.labels[3].tolist() == [0, 0, 0, 0, 1]
-    )
+    assert t.y.dtype == np.float32 and t.y.shape == (4, 5) and t.y[3].tolist() == [0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +59,7 @@ def test_texts_and_ids_stay_as_written(tmp_path):
 def test_labels_that_are_0_or_1(tmp_path, cell, value):
     path = write_csv(tmp_path / "a.csv", [["1", "x", cell]], ["id", "text", "joy"])
     t = read_table(path, Config(labels=["joy"]))
-    assert t.labels.tolist() == [[value]]
+    assert t.y.tolist() == [[value]]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,7 @@ def test_columns_by_name_alias_and_order(tmp_path):
     p = write_csv(
         tmp_path / "a.csv", [["1", "9", "hello", "0"]], ["joy", "length", "comment_text", "anger"]
     )
-    assert read_table(p, Config(labels=["anger", "joy"])).labels.tolist() == [
+    assert read_table(p, Config(labels=["anger", "joy"])).y.tolist() == [
         [0, 1]
     ]  # extra columns ignored, order as asked
     assert read_table(p, Config(labels=["joy"], text_column="length")).texts == ["9"]
@@ -88,11 +84,11 @@ def test_columns_by_name_alias_and_order(tmp_path):
 def test_chunks_are_the_file(tmp_path):
     p = write_csv(tmp_path / "a.csv", make_rows(25))
     whole = read_table(p, Config(labels=LABELS))
-    parts = list(read_chunks(p, "text", LABELS, 10, Findings(p)))
+    parts = list(read_chunks(InputCSV(p, Config(labels=LABELS, text_column="text")), 10))
     assert [len(t) for t in parts] == [10, 10, 5] and sum(
         (t.texts for t in parts), []
     ) == whole.texts
-    assert np.array_equal(np.concatenate([t.labels for t in parts]), whole.labels)
+    assert np.array_equal(np.concatenate([t.y for t in parts]), whole.y)
 
 
 def test_gzip(tmp_path):
@@ -103,7 +99,7 @@ def test_gzip(tmp_path):
     assert read_table(p, Config(labels=["joy"])).texts == ["hello"]
 
 
-@pytest.mark.parametrize("when", ["read_header", "read_chunks"])
+@pytest.mark.parametrize("when", ["InputCSV", "read_chunks"])
 @pytest.mark.parametrize("to", [["words", *LABELS], ["text", "joy", "b", "c", "d", "e"]])
 def test_a_file_that_changes_while_it_is_read_is_no_training_set(tmp_path, monkeypatch, when, to):
     """After its header was read, or its rows: no traceback, and no run whose checksum is another
@@ -111,8 +107,8 @@ def test_a_file_that_changes_while_it_is_read_is_no_training_set(tmp_path, monke
     p, real, rows = tmp_path / "a.csv", getattr(data, when), make_rows(9)
     write_csv(p, rows)
 
-    def change(*args):
-        found = real(*args)
+    def change(*args, **more):
+        found = real(*args, **more)
         found = list(found) if when == "read_chunks" else found
         monkeypatch.setattr(data, when, real)
         write_csv(p, rows, ["id", *to])
@@ -143,14 +139,14 @@ def test_what_the_encoder_reads_is_not_what_copies_go_by(tmp_path, monkeypatch):
     assert before.inputs == before.texts == after.texts == [r[1] for r in rows]
     assert after.inputs == [f"{r[2]} {r[1]}" for r in rows]
     assert np.array_equal(after.hashes, before.hashes) and after.hashes[0] == after.hashes[-1]
-    folds = [assign_folds(t.labels, t.hashes, 5, 42) for t in (before, after)]
+    folds = [assign_folds(t.y, t.hashes, 5, 42) for t in (before, after)]
     assert np.array_equal(*folds) and folds[1][0] == folds[1][-1]
     plain, more = (encode(make_tokenizer(), t.inputs, 64) for t in (before, after))
     assert (
         np.array_equal(more.lengths, plain.lengths + 1)
         and more[0]["input_ids"][1] != plain[0]["input_ids"][1]
     )
-    parts = list(read_chunks(p, "text", LABELS, 9, Findings(p)))
+    parts = list(read_chunks(InputCSV(p, Config(labels=LABELS, text_column="text")), 9))
     assert sum((t.inputs for t in parts), []) == after.inputs
 
 
@@ -231,19 +227,19 @@ def test_tokens_are_flat_and_cut_ones_counted():
     tokenizer = make_tokenizer()
     texts = ["i am so", "", "dog " * 6, "dog " * 7, "dog " * 50]
     t = encode(tokenizer, texts * 401, 8)  # 2005 rows: more than one chunk of them
-    assert t.ids.dtype == np.int32 and t.lengths.tolist() == [5, 2, 8, 8, 8] * 401
-    assert t.cut == 2 * 401 and len(t) == 2005
+    assert t.token_ids.dtype == np.int32 and t.lengths.tolist() == [5, 2, 8, 8, 8] * 401
+    assert t.truncated == 2 * 401 and len(t) == 2005
     expected = tokenizer(texts[0])["input_ids"]
     for i in (0, 5, 1000, 2000):
-        assert t.ids[t.offsets[i] : t.offsets[i + 1]].tolist() == expected
+        assert t.token_ids[t.offsets[i] : t.offsets[i + 1]].tolist() == expected
         assert t[i]["input_ids"].tolist() == expected
     assert len(encode(tokenizer, [], 8).lengths) == 0
 
 
 def test_collator_pads_to_a_multiple_of_8_of_the_longest():
-    labels = np.eye(2, dtype=np.float32)
+    targets = np.eye(2, dtype=np.float32)
     dataset = encode(make_tokenizer(), ["i am so", "dog " * 7], 64)
-    dataset.labels = labels
+    dataset.targets = targets
     b = DataCollator(pad_id=0, precision="bf16")([dataset[0], dataset[1]])
     assert b["input_ids"].shape == (2, 16) and b["attention_mask"].sum(1).tolist() == [5, 9]
     assert b["input_ids"][0, 5:].unique().tolist() == [0] and b["labels"].tolist() == [
@@ -285,9 +281,7 @@ def test_example_files_are_clean():
     texts = [x for t in parts for x in t.texts]
     assert len(np.unique(text_hashes(texts))) == len(texts)
     assert all(2 <= len(x.split()) <= 60 for x in texts)
-    assert all(
-        t.labels.sum(1).max() <= 3 and 0.05 < (t.labels.sum(1) == 0).mean() < 0.15 for t in parts
-    )
+    assert all(t.y.sum(1).max() <= 3 and 0.05 < (t.y.sum(1) == 0).mean() < 0.15 for t in parts)
     for a in parts[0].texts:  # no near-copies across the two files
         words = set(normalise(a).split())
         assert all(
@@ -297,7 +291,7 @@ def test_example_files_are_clean():
 
 
 def test_written_csv_reads_back(tmp_path):
-    from support.output import to_csv
+    from support.csvwriter import to_csv
 
     ids = ["a,b", 'q"q', "", "007"]
     text = to_csv(ids, np.eye(4)[:, :2].astype(bool), ["x", "y"], True)

@@ -21,8 +21,9 @@ import train
 from config import Config
 from data import read_table
 from support.cli import parse
+from support.finished import FinishedRun
 from tools import compare, distil
-from tools.lessons import Lessons, read_lessons
+from tools.parts.teaching import TaughtTable, read_taught
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +48,28 @@ def student(tmp_path_factory, finished, bert, texts) -> Path:
     return out
 
 
-def lessons_of(command: list[str], *more: str) -> Lessons:
+def taught_by(command: list[str], *more: str) -> TaughtTable:
     argv = distil.expanded([*command, *more, "--out", "x", "--device", "cpu"])
-    return read_lessons(parse(distil.DistilConfig, argv))
+    return read_taught(parse(distil.DistilConfig, argv))
 
 
 def test_a_fold_learns_from_the_teachers_own_fold(command, finished, train_csv, texts):
-    lessons = lessons_of(command)
+    table = taught_by(command)
     plain, n = read_table(str(train_csv), Config()), 120
-    assert len(lessons) == n + 60 and np.isnan(lessons.targets[n:]).all()
-    assert lessons.ids[:n] == plain.ids and lessons.ids[n:] == [f"t{i}" for i in range(60)]
-    ensemble = predict.Ensemble(str(finished), "cpu", "fp32")
+    assert len(table) == n + 60 and np.isnan(table.targets[n:]).all()
+    assert table.ids[:n] == plain.ids and table.ids[n:] == [f"t{i}" for i in range(60)]
+    ensemble = predict.Ensemble(FinishedRun(str(finished), "cpu", "fp32"))
     for k in range(3):
-        p, y = ensemble.predict_test(lessons.inputs, folds=[k]), lessons.targets_of(k)
-        held = lessons.folds == k
-        assert held.sum() == 40 and np.array_equal(y[held], plain.labels[held[:n]])
+        p, targets = ensemble.predict_test(table.inputs, fold_numbers=[k]), table.targets_of(k)
+        held = table.fold == k
+        assert held.sum() == 40 and np.array_equal(targets[held], plain.y[held[:n]])
         others = ~held & (np.arange(n + 60) < n)
-        half = (plain.labels[others[:n]] + p[others]) / 2
-        assert np.allclose(y[others], half, atol=1e-6) and y.dtype == np.float32
-        assert np.array_equal(y[n:], p[n:])
-    assert np.array_equal(
-        lessons_of(command, "--teacher-share", "0").targets_of(0)[:n], plain.labels
-    )
-    softest = lessons_of(command, "--teacher-share", "1")
+        half = (plain.y[others[:n]] + p[others]) / 2
+        assert np.allclose(targets[others], half, atol=1e-6) and targets.dtype == np.float32
+        assert np.array_equal(targets[n:], p[n:])
+    hard = taught_by(command, "--teacher-share", "0")
+    assert np.array_equal(hard.targets_of(0)[:n], plain.y)
+    softest = taught_by(command, "--teacher-share", "1")
     assert np.allclose(softest.targets_of(2)[others], p[others], atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_trained_in_two_processes_killed_and_gone_on_with(command, tmp_path, mon
     assert distil.main([*command, "--out", str(tmp_path / "whole")]) == 0
     said = capsys.readouterr().out
     assert (
-        "60 texts; left out, as known or double: 8" in said
+        "60 texts; left out, as known or duplicate: 8" in said
         and "held-out labels chose its epochs" in said
     )
     out, driver = tmp_path / "killed", test_jobs.DRIVER.replace("train.main", "distil.main")
@@ -91,7 +91,7 @@ def test_trained_in_two_processes_killed_and_gone_on_with(command, tmp_path, mon
     wait_until(lambda: not running(helper))  # it stops at its next step
     assert not (out / "DONE.json").exists()
     assert distil.main([*command, "--out", str(out)]) == 0
-    assert "goes on at" in capsys.readouterr().out
+    assert "resumes at" in capsys.readouterr().out
     assert outputs(out) == outputs(tmp_path / "whole")
 
 
@@ -104,8 +104,9 @@ def test_other_texts_another_teacher_or_another_share_are_another_run(student, c
     argv = [*command[:1], *command[3:], "--texts", command[2], "--out", str(student)]
     assert distil.main([*argv, "--teacher-share", "0.7"]) == 2
     assert "settings.teacher_share: 0.5 -> 0.7" in capsys.readouterr().err
-    same = json.loads((student / "env.json").read_text())["same"]
-    assert {"teacher", "texts_sha256", "code.tools/distil.py", "code.tools/lessons.py"} <= set(same)
+    identity = json.loads((student / "env.json").read_text())["same"]
+    code = {"code.tools/distil.py", "code.tools/parts/teaching.py"}
+    assert {"teacher", "texts_sha256", *code} <= set(identity)
 
 
 def test_what_a_run_gives_stands_in_front(student, finished):
@@ -126,7 +127,7 @@ def test_the_file_of_test_decides_too(command, tmp_path):
     """By what it leaves out."""
     other = write_csv(tmp_path / "test.csv", make_rows(60, seed=2)[:9])
     argv = [*command, "--test", str(other)]
-    a, b = (lessons_of(x).origin for x in (command, argv))
+    a, b = (taught_by(x).identity for x in (command, argv))
     assert a["texts_sha256"] != b["texts_sha256"] and a["teacher"] == b["teacher"]
 
 
@@ -149,12 +150,12 @@ def test_one_student_on_all_rows(student, tmp_path, test_csv, capsys):
 
 def test_one_student_is_taught_by_the_mean_of_all_folds(student, finished, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(train, "train_fold", lambda k, config, data, *_: seen.append((k, data)))
+    monkeypatch.setattr(train, "train_fold", lambda k, config, table, *_: seen.append((k, table)))
     distil.main(["--single", str(student), "--out", str(tmp_path / "one")])
-    ((k, data),) = seen
-    p = predict.Ensemble(str(finished), "cpu", "fp32").predict_test(data.inputs)
-    assert k == 0 and np.allclose(data.targets_of(0)[120:], p[120:], atol=1e-6)
-    assert (data.folds[:120] == -1).all() and (data.folds[120:] == 0).sum() == 4
+    ((k, table),) = seen
+    p = predict.Ensemble(FinishedRun(str(finished), "cpu", "fp32")).predict_test(table.inputs)
+    assert k == 0 and np.allclose(table.targets_of(0)[120:], p[120:], atol=1e-6)
+    assert (table.fold[:120] == -1).all() and (table.fold[120:] == 0).sum() == 4
 
 
 def near_copies(path: Path, rows: list[list[str]], rng) -> Path:
@@ -183,9 +184,9 @@ def test_no_label_of_a_held_out_row_reaches_its_student(bert, tmp_path, monkeypa
     assert distil.main([*argv, str(tmp_path / "own")]) == 0
 
     def by_all(self, k: int) -> np.ndarray:
-        return np.where((self.folds == k)[:, None], self.targets, self.taught(None))
+        return np.where((self.fold == k)[:, None], self.targets, self.taught(None))
 
-    monkeypatch.setattr(Lessons, "targets_of", by_all)
+    monkeypatch.setattr(TaughtTable, "targets_of", by_all)
     assert distil.main([*argv, str(tmp_path / "all")]) == 0
     y, ap = np.array([row[2:] for row in rows]), {}
     for name in ("teacher", "own", "all"):
@@ -238,5 +239,5 @@ def test_a_fixed_validation_file(bert, train_csv, test_csv, texts, tmp_path, cap
     argv = [str(tmp_path / "t"), *how, "--texts", str(texts), "--out", str(tmp_path / "s")]
     assert distil.main(argv) == 0
     said = capsys.readouterr().out
-    assert "left out, as known or double: 8" in said and "held-out labels chose" not in said
+    assert "left out, as known or duplicate: 8" in said and "held-out labels chose" not in said
     assert "180 rows to train on, 40 held out" in said

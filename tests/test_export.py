@@ -17,7 +17,7 @@ import pytest
 import torch
 from cases.models import ARCHITECTURES
 from conftest import LABELS, make_tokenizer, write_csv
-from test_model import FP32, TEXTS
+from test_model import TEXTS
 from transformers import AutoModel, TokenizersBackend
 
 import data
@@ -25,7 +25,9 @@ import predict
 from data import DataCollator, encode
 from model import EmotionClassifier, run_over_rows
 from support.encoders import inspect_encoder, load_encoder
-from tools import export, int8
+from support.finished import FinishedRun
+from tools import export
+from tools.parts import int8
 
 LONG = [*TEXTS, "a dog " * 20, "storm", ""]
 
@@ -73,9 +75,9 @@ def one_layer(folder: Path, kind: str) -> str:
 def test_every_architecture(kind, tmp_path, monkeypatch):
     """Other batch sizes and lengths than those of the exporter's example, padding, one token. Of
     BERT two folds; DistilBERT's weights stand in a file of their own, as those over 2 GB must."""
-    info, models = inspect_encoder(one_layer(tmp_path / "a", kind)), []
+    encoder_info, models = inspect_encoder(one_layer(tmp_path / "a", kind)), []
     for seed in (1, 2) if kind == "bert" else (1,):
-        model = EmotionClassifier(load_encoder(info.path), 3)
+        model = EmotionClassifier(load_encoder(encoder_info.path), 3)
         torch.manual_seed(seed)
         with torch.no_grad():
             for p in model.parameters():
@@ -86,8 +88,9 @@ def test_every_architecture(kind, tmp_path, monkeypatch):
     assert export.write_graph(models, tmp_path / "m.onnx") == large
     assert (tmp_path / "m.onnx.data").exists() == large
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    dataset, pad = encode(info.tokenizer, LONG, 40), info.tokenizer.pad_token_id
-    wanted = [run_over_rows(m, dataset, DataCollator(pad), FP32)[0] for m in models]
+    tokenizer = encoder_info.tokenizer
+    dataset, pad = encode(tokenizer, LONG, 40), tokenizer.pad_token_id
+    wanted = [run_over_rows(m, dataset, DataCollator(pad))[0] for m in models]
     wanted = 1 / (1 + np.exp(-np.stack(wanted)))  # (K, N, 3)
     for rows in (range(len(LONG)), [4], [6], [0, 5, 2]):
         batch = DataCollator(pad)([dataset[i] for i in rows])
@@ -201,7 +204,7 @@ def test_a_batch_stays_small(exported, monkeypatch):
 def test_one_fold(finished, exported, tmp_path, monkeypatch, capsys):
     made, compared, write = [], [], as_exported(exported)
     monkeypatch.setattr(export, "write_graph", lambda m, path: made.append(m) or write(m, path))
-    monkeypatch.setattr(export, "check", lambda run, folds, *_: compared.append(folds))
+    monkeypatch.setattr(export, "check", lambda ensemble, folds, *_: compared.append(folds))
     assert export.main([str(finished), str(tmp_path / "m"), "--fold", "1"]) == 0
     ((model,),) = made
     wanted = EmotionClassifier.load(finished / "fold_1", 5, "mean").head.weight
@@ -232,7 +235,7 @@ def test_int8_is_judged_on_its_own_out_of_fold_rows(
     assert (small / "model.onnx").stat().st_size < (exported / "model.onnx").stat().st_size
     # It says when it loses too much.
     monkeypatch.setattr(int8, "LOSS", -1.0)
-    int8.judge(predict.Ensemble(str(finished), "cpu", "fp32"), small, [])
+    int8.judge(predict.Ensemble(FinishedRun(str(finished), "cpu", "fp32")), small, [])
     assert "int8 loses more than" in capsys.readouterr().out
 
 
@@ -251,19 +254,17 @@ def test_int8_of_one_student_on_all_rows(finished, tmp_path, monkeypatch):
     config = json.loads((one / "config.json").read_text())
     (one / "config.json").write_text(json.dumps(config | {"single": str(finished)}))
     seen = []
-    monkeypatch.setattr(export, "judge", lambda run, folder, _: seen.append((run, folder)) or {})
+    monkeypatch.setattr(export, "judge", lambda e, folder, _: seen.append((e, folder)) or {})
+    monkeypatch.setattr(export, "FinishedRun", lambda path, *a: FinishedRun(str(finished), *a))
     monkeypatch.setattr(
-        export, "Ensemble", lambda path, *a, **k: predict.Ensemble(str(finished), *a, **k)
-    )
-    monkeypatch.setattr(
-        export, "build", lambda run, folds, folder, _: folder.mkdir() or seen.append(folds)
+        export, "build", lambda ensemble, folds, folder, _: folder.mkdir() or seen.append(folds)
     )
     monkeypatch.setattr(export, "check", lambda *_: None)
     monkeypatch.setattr(export, "read_json", lambda path: config | {"single": "x"})
     assert export.main([str(one), str(tmp_path / "m"), "--fold", "0", "--int8"]) == 0
-    folds, all_folds, (run, folder) = seen
+    folds, all_folds, (ensemble, folder) = seen
     assert folds == [0] and all_folds == [0, 1, 2] and folder.name == "judged"
-    assert run.run.path == finished
+    assert ensemble.run.path == finished
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_int8_of_one_student_on_all_rows(finished, tmp_path, monkeypatch):
 def test_bad_input_is_one_line(argv, words, finished, test_csv, tmp_path, monkeypatch, capsys):
     half = shutil.copytree(finished, tmp_path / "half")
     (half / "fold_1/DONE.json").unlink()
-    monkeypatch.setattr(export, "build", lambda run, folds, folder, _: folder.mkdir())
+    monkeypatch.setattr(export, "build", lambda ensemble, folds, folder, _: folder.mkdir())
     monkeypatch.setattr(int8, "load_program", lambda folder: None)
     before = sorted(os.listdir(tmp_path))
     argv = [x.format(d=tmp_path, run=finished, test=test_csv) for x in argv]

@@ -48,7 +48,7 @@ def test_pickles_are_not_executed(clean, command, tmp_path, test_csv, wanted, ca
     state = stopped(command, tmp_path / "run", monkeypatch)
     save_state(state, {"model": Harm(made)})  # with the right sha256
     assert_survived(command, tmp_path / "run", test_csv, wanted)
-    assert "state.pt: truncated or damaged - this fold begins anew" in capsys.readouterr().out
+    assert "state.pt: truncated or damaged - this fold starts again" in capsys.readouterr().out
     assert not made.exists()
 
 

@@ -1,4 +1,4 @@
-"""Folds side by side: threads, the number of processes, helpers that are killed or left alone.
+"""Folds in parallel: threads, the number of processes, helpers that are killed or left alone.
 
 python -m pytest tests/test_jobs.py
 """
@@ -74,7 +74,7 @@ sys.path.insert(0, sys.argv.pop(1))
 import train
 real = train.train_fold
 def waits(k, *args):
-    while k == 0 and not (args[5].path / "fold_1/state.pt").exists():
+    while k == 0 and not (args[4].path / "fold_1/state.pt").exists():
         time.sleep(0.02)  # until its helper has trained an epoch
     real(k, *args)
 train.train_fold = waits
@@ -126,32 +126,32 @@ GB = 1e9
 
 
 @pytest.mark.parametrize(
-    ("settings", "cores", "threads", "free", "cards", "folds", "alone", "want"),
+    ("settings", "cores", "threads", "free", "cards", "folds", "typed", "want"),
     [
-        ({}, 2, 1, 64 * GB, 0, 5, False, 2),
-        ({}, 64, 12, 64 * GB, 0, 5, False, 5),
-        ({}, 8, 1, 64 * GB, 0, 5, False, 5),  # no more than folds
-        ({}, 8, 1, 5 * GB, 0, 5, False, 2),  # 2 GB each
-        ({}, 8, 1, 1 * GB, 0, 5, False, 1),
-        ({}, 8, 1, 64 * GB, 0, 5, True, 1),  # main() called from Python
-        ({"jobs": 3}, 2, 1, 1 * GB, 0, 5, True, 3),
-        ({"jobs": 9}, 2, 1, 64 * GB, 0, 5, False, 5),
-        ({"jobs": 3, "fold": 1}, 8, 1, 64 * GB, 0, 1, False, 1),
-        ({"device": "cuda"}, 64, 12, 1 * GB, 2, 5, False, 2),
-        ({"device": "mps"}, 8, 1, 64 * GB, 0, 5, False, 1),
-        ({}, 8, 1, 64 * GB, 0, 0, False, 1),  # all folds are finished
+        ({}, 2, 1, 64 * GB, 0, 5, True, 2),
+        ({}, 64, 12, 64 * GB, 0, 5, True, 5),
+        ({}, 8, 1, 64 * GB, 0, 5, True, 5),  # no more than folds
+        ({}, 8, 1, 5 * GB, 0, 5, True, 2),  # 2 GB each
+        ({}, 8, 1, 1 * GB, 0, 5, True, 1),
+        ({}, 8, 1, 64 * GB, 0, 5, False, 1),  # main() called from Python
+        ({"jobs": 3}, 2, 1, 1 * GB, 0, 5, False, 3),
+        ({"jobs": 9}, 2, 1, 64 * GB, 0, 5, True, 5),
+        ({"jobs": 3, "fold": 1}, 8, 1, 64 * GB, 0, 1, True, 1),
+        ({"device": "cuda"}, 64, 12, 1 * GB, 2, 5, True, 2),
+        ({"device": "mps"}, 8, 1, 64 * GB, 0, 5, True, 1),
+        ({}, 8, 1, 64 * GB, 0, 0, True, 1),  # all folds are finished
     ],
 )
-def test_count_jobs(settings, cores, threads, free, cards, folds, alone, want, monkeypatch):
+def test_count_jobs(settings, cores, threads, free, cards, folds, typed, want, monkeypatch):
     monkeypatch.setattr(jobs, "cpu_count", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(jobs, "free_memory", lambda: free)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     config = Config(**{"device": "cpu", **settings})
-    assert jobs.count_jobs(config, folds, 2 * GB, alone) == want
+    assert jobs.count_jobs(config, folds, 2 * GB, typed) == want
     monkeypatch.setattr(jobs, "rank_and_size", lambda: (0, 2))
-    assert jobs.count_jobs(config, folds, 2 * GB, alone) == 1  # torchrun
+    assert jobs.count_jobs(config, folds, 2 * GB, typed) == 1  # torchrun
 
 
 @pytest.mark.parametrize("visible", [None, "7,4"])
@@ -165,9 +165,9 @@ def test_each_helper_has_a_card_of_its_own(visible, monkeypatch, tmp_path):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     want = {None: ["1", "2", "0", "1"], "7,4": ["4", "7", "4", "7"]}[visible]
-    run = SimpleNamespace(path=tmp_path)
+    command = jobs.Command("t.py", ["--restart"], typed=True)
     for i in range(1, 5):
-        jobs.start_helper(i, run, Config(device="cuda"), ["t.py", "--restart"])
+        jobs.start_helper(i, tmp_path, Config(device="cuda"), command)
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env, _ in started] == want
     command, _, how = started[0]
     same = [f"--out={tmp_path}", "--threads=1", "--no-restart", "--device=cuda"]
@@ -180,7 +180,7 @@ def test_free_memory_is_that_of_this_machine():
 
 
 def test_the_estimate_of_memory_is_within_a_third_of_the_peak(tmp_path):
-    """The bundled encoder, in a process of its own. MPNet-base: docs/scaling.md."""
+    """The bundled encoder in fp32, in a process of its own. MPNet-base: docs/scaling.md."""
     rows = make_rows(24)
     for row in rows:
         row[1] = " ".join([row[1]] * 12)
@@ -194,6 +194,8 @@ def test_the_estimate_of_memory_is_within_a_third_of_the_peak(tmp_path):
         "0",
         "--epochs",
         "1",
+        "--precision",
+        "fp32",
         "--out",
         tmp_path / "run",
     ]
@@ -228,7 +230,7 @@ def test_a_helper_is_heard_from_its_first_step_on(capsys):
     [
         ("print('rows'); print('error: no memory'); raise SystemExit(1)", 1, "error: no memory\n"),
         ("print('\\0' '0'); print('error: nan'); raise SystemExit(2)", 2, "error: nan\n"),
-        ("import os; os.kill(os.getpid(), 9)", 1, "ended by SIGKILL - the same command goes on\n"),
+        ("import os; os.kill(os.getpid(), 9)", 1, "by SIGKILL - run the same command to resume\n"),
     ],
 )
 def test_the_exit_code_of_a_helper(code, exit_code, said, capsys):
@@ -279,7 +281,7 @@ def test_a_killed_helper_is_said(slow, alone, tmp_path):
     os.kill(other, signal.SIGKILL)
     assert first.wait(120) == 1
     said = (tmp_path / "log").read_text()
-    assert "error: a process was ended by SIGKILL - the same command goes on" in said, said
+    assert "error: a process was ended by SIGKILL - run the same command to resume" in said, said
     assert train.main([*slow, "--out", str(out)]) == 0
     assert outputs(out) == alone
 
@@ -292,9 +294,9 @@ def test_waiting_threads_sleep_where_the_user_set_nothing(tmp_path):
         import os, sys
         sys.path.insert(0, sys.argv.pop(1))
         from config import Config
-        from support.cli import check_flags
+        from support.cli import start_script
         assert "torch" not in sys.modules
-        check_flags(Config)
+        start_script(Config)
         print("torch" in sys.modules, os.environ.get("OMP_WAIT_POLICY"))
         """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}

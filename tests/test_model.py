@@ -3,7 +3,6 @@
 python -m pytest tests/test_model.py
 """
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -18,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import model as M
 import train
-from config import BUNDLED, Config
+from config import BUNDLED
 from data import DataCollator, encode
-from support import encoders, speed
+from support import active, dropout, encoders, tokentable
 from support.encoders import inspect_encoder, load_encoder
-from support.errors import UserError
+from support.process import UserError
 
 TEXTS = [
     "i am so happy",
@@ -42,22 +41,19 @@ def make(folder, kind):
     return str(folder)
 
 
-FP32 = dataclasses.replace(Config(), device="cpu", precision="fp32")
-
-
 def batch_of(tokenizer, labels=False):
     dataset = encode(tokenizer, TEXTS, 32)
-    dataset.labels = np.eye(4, 3, dtype=np.float32) if labels else None
+    dataset.targets = np.eye(4, 3, dtype=np.float32) if labels else None
     collate = DataCollator(tokenizer.pad_token_id)
     return dataset, collate([dataset[i] for i in range(len(dataset))])
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_trains_saves_and_loads(kind, tmp_path, monkeypatch):
-    info = inspect_encoder(make(tmp_path / "a", kind))
-    m = M.EmotionClassifier(load_encoder(info.path), 3)
+    encoder_info = inspect_encoder(make(tmp_path / "a", kind))
+    m = M.EmotionClassifier(load_encoder(encoder_info.path), 3)
     assert not any("pooler" in n for n, _ in m.named_parameters())
-    tokens, batch = batch_of(info.tokenizer, labels=True)
+    dataset, batch = batch_of(encoder_info.tokenizer, labels=True)
     y = batch.pop("labels")
     before = {n: p.detach().clone() for n, p in m.named_parameters()}
     optimizer = torch.optim.AdamW(m.parameters(), 1e-3, fused=True)
@@ -67,7 +63,7 @@ def test_trains_saves_and_loads(kind, tmp_path, monkeypatch):
         optimizer.zero_grad()
     assert sum(not torch.equal(p, before[n]) for n, p in m.named_parameters()) > 0.7 * len(before)
     m.save(tmp_path / "b")
-    info.tokenizer.save_pretrained(tmp_path / "b")
+    encoder_info.tokenizer.save_pretrained(tmp_path / "b")
     again = M.EmotionClassifier.load(tmp_path / "b", 3, "mean")
     plain = T.AutoModel.from_pretrained(tmp_path / "b").eval()
     with torch.no_grad():
@@ -76,15 +72,15 @@ def test_trains_saves_and_loads(kind, tmp_path, monkeypatch):
             plain(**batch).last_hidden_state, m.encoder(**batch).last_hidden_state, atol=1e-6
         )
     monkeypatch.setattr(M, "token_batches", lambda n, _, real=M.token_batches: real(n, 16))
-    logits, _ = M.run_over_rows(again, tokens, DataCollator(info.tokenizer.pad_token_id), FP32)
+    logits, _ = M.run_over_rows(again, dataset, DataCollator(encoder_info.tokenizer.pad_token_id))
     # whatever the batch and the padding
     assert np.allclose(logits, again(**batch).detach().numpy(), atol=1e-5)
 
 
 def padding_check(folder):
-    info = inspect_encoder(str(folder))
-    encoders.check_weights(info, batch_of(info.tokenizer)[0])
-    return info
+    encoder_info = inspect_encoder(str(folder))
+    encoders.check_weights(encoder_info, batch_of(encoder_info.tokenizer)[0])
+    return encoder_info
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -127,16 +123,18 @@ def test_an_encoder_that_heeds_padding_is_named_and_one_that_wants_more_than_tex
 def test_a_table_of_the_tokens_that_occur_computes_the_same(kind, tmp_path):
     """20 steps in fp32 without dropout on the whole table and on the rows that occur: the same
     weights to 1e-5."""
-    info = inspect_encoder(make(tmp_path / "a", kind))
-    dataset, batch = batch_of(info.tokenizer, labels=True)
-    y, used = batch.pop("labels"), np.union1d(dataset.ids, info.tokenizer.pad_token_id)
+    encoder_info = inspect_encoder(make(tmp_path / "a", kind))
+    dataset, batch = batch_of(encoder_info.tokenizer, labels=True)
+    y = batch.pop("labels")
+    used = np.union1d(dataset.token_ids, encoder_info.tokenizer.pad_token_id)
     results = []
     for few in (False, True):
         torch.manual_seed(0)
-        m = M.EmotionClassifier(load_encoder(info.path), 3).eval()
+        m = M.EmotionClassifier(load_encoder(encoder_info.path), 3).eval()
         before = m.encoder(**batch).last_hidden_state
         if few:
-            m.encoder.set_input_embeddings(speed.TokenTable(m.encoder.get_input_embeddings(), used))
+            table = tokentable.TokenTable(m.encoder.get_input_embeddings(), used)
+            m.encoder.set_input_embeddings(table)
             assert torch.equal(before, m.encoder(**batch).last_hidden_state)
         optimizer = torch.optim.AdamW(m.parameters(), 1e-3, weight_decay=0.1, eps=1e-4)
         for _ in range(20):
@@ -144,12 +142,12 @@ def test_a_table_of_the_tokens_that_occur_computes_the_same(kind, tmp_path):
             torch.nn.functional.binary_cross_entropy_with_logits(m(**batch), y).backward()
             optimizer.step()
         rows = len(m.encoder.get_input_embeddings().weight)
-        assert rows == (len(used) if few else len(info.tokenizer))
-        results.append(speed.whole_state(m.encoder))
+        assert rows == (len(used) if few else len(encoder_info.tokenizer))
+        results.append(tokentable.whole_state(m.encoder))
         m.encoder.save_pretrained(tmp_path / str(few), state_dict=results[-1])
     whole, few = results
     again = load_encoder(str(tmp_path / "True")).state_dict()
-    start = load_encoder(info.path).state_dict()
+    start = load_encoder(encoder_info.path).state_dict()
     assert whole.keys() == few.keys() and again.keys() <= few.keys()
     for n, p in whole.items():
         if n.endswith("word_embeddings.weight") or n.endswith("tok_embeddings.weight"):
@@ -164,16 +162,16 @@ def test_a_table_of_the_tokens_that_occur_computes_the_same(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_table_is_used_where_it_pays(kind, tmp_path):
-    info = inspect_encoder(make(tmp_path / "a", kind))
-    encoder, rows = load_encoder(info.path), len(info.tokenizer)
-    speed.use_token_table(encoder, np.arange(round(0.8 * rows)))
+    encoder_info = inspect_encoder(make(tmp_path / "a", kind))
+    encoder, rows = load_encoder(encoder_info.path), len(encoder_info.tokenizer)
+    tokentable.use_token_table(encoder, np.arange(round(0.8 * rows)))
     assert type(encoder.get_input_embeddings()) is torch.nn.Embedding
-    speed.use_token_table(encoder, np.array([5, 0, 1, 2, 2]))
+    tokentable.use_token_table(encoder, np.array([5, 0, 1, 2, 2]))
     assert len(encoder.get_input_embeddings().weight) == 4
 
 
 def test_byte_dropout_drops_as_asked_and_repeats():
-    d, x = speed.ByteDropout(0.1).train(), torch.ones(500, 1001, requires_grad=True)
+    d, x = dropout.ByteDropout(0.1).train(), torch.ones(500, 1001, requires_grad=True)
     torch.manual_seed(3)
     a = d(x)
     torch.manual_seed(3)
@@ -181,22 +179,22 @@ def test_byte_dropout_drops_as_asked_and_repeats():
     assert abs((a == 0).float().mean() - 0.1) < 0.002 and abs(a.mean() - 1) < 0.003
     a.sum().backward()
     assert torch.equal(x.grad, a.detach())  # the same mask and scale backward
-    assert torch.equal(d.eval()(x), x) and torch.equal(speed.ByteDropout(0.0).train()(x), x)
+    assert torch.equal(d.eval()(x), x) and torch.equal(dropout.ByteDropout(0.0).train()(x), x)
     pairs = ((a[:, 1:] == 0) & (a[:, :-1] == 0)).float().mean()
     assert abs(pairs - 0.01) < 0.001  # neighbours are independent
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, monkeypatch):
-    info = inspect_encoder(make(tmp_path / "a", kind))
-    m = M.EmotionClassifier(load_encoder(info.path), 3)
-    _, batch = batch_of(info.tokenizer)
+    encoder_info = inspect_encoder(make(tmp_path / "a", kind))
+    m = M.EmotionClassifier(load_encoder(encoder_info.path), 3)
+    _, batch = batch_of(encoder_info.tokenizer)
     with torch.no_grad():
         before = m.eval()(**batch)
-        speed.fast_dropout(m.encoder)
+        dropout.fast_dropout(m.encoder)
         assert torch.allclose(m.eval()(**batch), before, atol=1e-6)
-        drops, real = [], speed.byte_dropout
-        monkeypatch.setattr(speed, "byte_dropout", lambda x, p: drops.append(p) or real(x, p))
+        drops, real = [], dropout.byte_dropout
+        monkeypatch.setattr(dropout, "byte_dropout", lambda x, p: drops.append(p) or real(x, p))
         m.train()(**batch)
     assert bool(drops) == (kind not in ("albert", "modernbert"))  # whose dropouts are 0
     m.encoder.save_pretrained(tmp_path / "b")
@@ -204,13 +202,9 @@ def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, mo
 
 
 def test_bundled_encoder_is_the_published_one(monkeypatch):
-    info = inspect_encoder(BUNDLED)
-    assert (info.num_parameters, info.layers, info.max_positions, info.config.hidden_size) == (
-        22_565_376,
-        6,
-        512,
-        384,
-    )
+    encoder_info = inspect_encoder(BUNDLED)
+    assert (encoder_info.num_parameters, encoder_info.layers) == (22_565_376, 6)
+    assert (encoder_info.max_positions, encoder_info.config.hidden_size) == (512, 384)
     monkeypatch.setattr(encoders, "BUNDLED_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not the published"):
         inspect_encoder(BUNDLED)
@@ -321,7 +315,7 @@ def test_the_tokenizer_is_the_one_that_predict_will_read(tmp_path, train_csv, mo
     flags = ["--model", str(folder), "--train", str(train_csv), "--max-length", "32"]
     seen, real = [], train.encode
     monkeypatch.setattr(train, "encode", lambda t, *a: seen.append(t) or real(t, *a))
-    monkeypatch.setattr(train, "check_weights", lambda *a: sys.exit(9))  # enough
+    monkeypatch.setattr(active, "check_weights", lambda *a: sys.exit(9))  # enough
     with pytest.raises(SystemExit):
         train.main(flags)
     (trained,) = seen
@@ -348,10 +342,11 @@ def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
     torch.save(
         {f"deberta.{k}": v for k, v in encoder.state_dict().items()}, folder / "pytorch_model.bin"
     )
-    info = inspect_encoder(str(folder))
-    m = M.EmotionClassifier(load_encoder(info.path), 3).eval()
+    encoder_info = inspect_encoder(str(folder))
+    m = M.EmotionClassifier(load_encoder(encoder_info.path), 3).eval()
     assert torch.equal(
         m.encoder.get_input_embeddings().weight, encoder.get_input_embeddings().weight.float()
     )
-    tokens, batch = batch_of(info.tokenizer)
-    assert (tokens.ids == info.tokenizer.unk_token_id).mean() < 0.2 and m(**batch).isfinite().all()
+    dataset, batch = batch_of(encoder_info.tokenizer)
+    assert (dataset.token_ids == encoder_info.tokenizer.unk_token_id).mean() < 0.2
+    assert m(**batch).isfinite().all()

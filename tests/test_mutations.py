@@ -29,8 +29,8 @@ import predict
 import train
 from support import encoders
 from support.cli import flag
-from support.findings import TRUTH
-from support.run import Run
+from support.inputcsv import TRUTH
+from support.run import open_run
 
 
 @st.composite
@@ -130,24 +130,30 @@ def place(tmp_path_factory, bert, finished):
     )
     real, weights = encoders.inspect_encoder, encoders.load_encoder(str(bert))
 
-    def start_run(path, config, data, info, ranks, argv):
+    def inspect_encoder(name, as_saved):
+        return info if name == str(bert) else real(name, as_saved)
+
+    @contextlib.contextmanager
+    def start_run(path, config, table, dataset, encoder_info, session):
         if config.out:  # the real folder, and away with it: each example finds the same files
-            same = {f"settings.{name}": value for name, value in config.identity.items()}
-            run = Run.open(path, {}, {"same": same}, config.restart)
-            shutil.rmtree(run.path)
-        return SimpleNamespace(unfinished=lambda only: [], missing=lambda: [])
+            identity = {f"settings.{name}": value for name, value in config.identity.items()}
+            open_run(path, config, identity, "train.py", config.restart)
+            shutil.rmtree(path)
+        yield SimpleNamespace(
+            folds_to_train=lambda only: [], wants_summary=lambda: True, exit_code=0
+        )
 
-    def summarise(config, data, folds, run):
-        jobs.append(SimpleNamespace(config=config, table=data, fold=folds))
+    def summarise(config, table, run):
+        jobs.append(SimpleNamespace(config=config, table=table))
 
-    def predict_test(self, inputs, check=None, say=None):
+    def predict_test(self, inputs, check=None, print_folds=None):
         return np.array(
-            [[len(t) % 7 / 7] * len(self.labels) for t in inputs], dtype=np.float32
+            [[len(t) % 7 / 7] * len(self.names) for t in inputs], dtype=np.float32
         ).reshape(len(inputs), -1)
 
     with pytest.MonkeyPatch.context() as m:
         m.chdir(d)
-        m.setattr(train, "inspect_encoder", lambda name: info if name == str(bert) else real(name))
+        m.setattr(train, "inspect_encoder", inspect_encoder)
         m.setattr(encoders, "load_encoder", lambda path: weights)
         m.setattr(train, "start_run", start_run)
         m.setattr(train, "summarise", summarise)
@@ -167,14 +173,13 @@ def test_training_files(place):
         place.jobs.clear()
         if call(train.main, argv, place.d, tried) == 0:
             table = place.jobs[0].table
-            assert table.ids == as_python_reads(raw) and len(table.texts) == len(
-                table.labels
-            ) == len(place.jobs[0].fold) == len(table.ids)
-            assert np.isin(table.labels, (0, 1)).all() and table.labels.shape[1] == 2
+            assert table.ids == as_python_reads(raw)
+            assert len(table.texts) == len(table.y) == len(table.fold) == len(table.ids)
+            assert np.isin(table.y, (0, 1)).all() and table.y.shape[1] == 2
             assert table.texts == as_python_reads(raw, table.text_column)
             cells = [as_python_reads(raw, name) for name in ("joy", "anger")]
             given = [[TRUTH[c.strip().lower()] for c in row] for row in zip(*cells, strict=True)]
-            assert table.labels.tolist() == given
+            assert table.y.tolist() == given
 
 
 def test_files_to_predict(place):

@@ -75,5 +75,5 @@ def test_an_interrupt_stops_the_run_and_not_the_kernel(kernel, bert, tmp_path):
             sent.append(manager.interrupt_kernel())
 
     text = run(client, f"%run {HERE / 'train.py'} {flags}", interrupt)
-    assert sent and "stopped: by SIGINT - the same command goes on from here" in text, text[-500:]
+    assert sent and "stopped: by SIGINT - run the same command to resume" in text, text[-500:]
     assert run(client, "print(6 * 7)") == "42\n" and manager.is_alive()

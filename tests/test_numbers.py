@@ -18,6 +18,7 @@ import model as model_module
 import predict
 import train
 from support.checkpoint import load_state
+from support.finished import FinishedRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +67,7 @@ def test_out_of_memory_in_prediction(words, clean, tmp_path, test_csv, monkeypat
     with monkeypatch.context() as m:
         m.setattr(predict, "run_over_rows", no_memory)
         assert predict.main(argv) == 1
-        one_line(capsys, "out of memory", "the same command goes on")
+        one_line(capsys, "out of memory", "run the same command to resume")
         with pytest.raises(RuntimeError):
             predict.main([*argv, "--debug"])
     assert not (tmp_path / "s.csv").exists()
@@ -138,7 +139,7 @@ def test_folds_share_no_row_and_no_text(clean):
 
 
 def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert):
-    ensemble = predict.Ensemble(str(clean), "cpu", "fp32")
+    ensemble = predict.Ensemble(FinishedRun(clean, "cpu", "fp32"))
     oof = [line.split(",") for line in (clean / "oof.csv").read_text().splitlines()[1:]]
     texts = {r[0]: r[1] for r in make_rows(64)}
     for k in range(2):
@@ -148,13 +149,13 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
         stored = np.array([r[2:] for r in held], dtype=np.float32)
         for model_of, close in ((k, True), (1 - k, False)):
             model = ensemble.model(model_of)
-            logits, _ = model_module.run_over_rows(model, dataset, collate, ensemble.config)
+            logits, _ = model_module.run_over_rows(model, dataset, collate)
             p = model_module.sigmoid(logits)
             assert (np.abs(p - stored).max() <= 1e-5) == close
 
 
 def test_predictions_do_not_depend_on_batch_or_order(clean, monkeypatch):
-    ensemble = predict.Ensemble(str(clean), "cpu", "fp32")
+    ensemble = predict.Ensemble(FinishedRun(clean, "cpu", "fp32"))
     model, collate = ensemble.model(0), data_module.DataCollator(ensemble.tokenizer.pad_token_id)
     real, batches = model_module.token_batches, []
     texts = [r[1] for r in make_rows(64, seed=3)]
@@ -163,7 +164,7 @@ def test_predictions_do_not_depend_on_batch_or_order(clean, monkeypatch):
         batch = lambda lengths, _: batches.append(real(lengths, batch_tokens)) or batches[-1]  # noqa: E731
         monkeypatch.setattr(model_module, "token_batches", batch)
         dataset = predict.encode(ensemble.tokenizer, texts, 128)
-        return model_module.run_over_rows(model, dataset, collate, ensemble.config)[0]
+        return model_module.run_over_rows(model, dataset, collate)[0]
 
     want = logits(texts, 4096)
     assert np.ptp(want, axis=0).min() > 0.01  # rows do differ

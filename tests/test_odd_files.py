@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import predict
 import train
 from support import encoders
-from support.errors import UserError
+from support.process import UserError
 
 
 @pytest.fixture(autouse=True)

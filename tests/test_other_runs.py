@@ -103,7 +103,7 @@ def test_a_file_saved_while_it_is_read(
         argv = [*command, "--train", str(path), "--out", str(tmp_path / "run")]
     else:
         path, program = shutil.copy(test_csv, tmp_path / "x.csv"), predict
-        module, name = predict, "survey"
+        module, name = predict, "count_rows"
         argv = ["--run", str(clean), "--input", str(path), "--output", str(tmp_path / "s.csv")]
     real = getattr(module, name)
 

@@ -27,10 +27,13 @@ import model as M
 import predict
 from config import HERE, Config
 from data import encode, read_table, text_hashes
-from support import results
+from support import finished as finished_module
+from support.active import ActiveRun, Session
 from support.encoders import inspect_encoder
-from support.errors import UserError
 from support.files import describe, read_json, write_json
+from support.finished import FinishedRun
+from support.jobs import Command
+from support.process import UserError
 from support.run import Run
 
 
@@ -89,7 +92,7 @@ def test_submission_probabilities_and_scores(finished, test_csv, capsys):
     assert np.array_equal(found, metrics.detect(values, th))
     out = capsys.readouterr().out
     assert (
-        f"macro_f1 {metrics.scores(table.labels, found)['macro_f1']:.4f}" in out
+        f"macro_f1 {metrics.scores(table.y, found)['macro_f1']:.4f}" in out
         and "s.csv (40 rows)" in out
     )
     assert all(f"Predicting fold {k} ..." in out for k in range(3))
@@ -159,8 +162,8 @@ def test_folds_that_do_not_fit_are_read_for_each_chunk(finished, test_csv, monke
     monkeypatch.setattr(M.EmotionClassifier, "load", lambda *a: read_folds.append(a) or real(*a))
     argv = ["--run", str(finished), "--input", str(test_csv), "--output"]
     assert predict.main([*argv, "a.csv"]) == 0 and len(read_folds) == 3
-    assert results.fits_in_memory(Run(finished), "cpu")
-    monkeypatch.setattr(results, "fits_in_memory", lambda run, device: False)
+    assert FinishedRun(finished, "cpu").fits_in_memory()
+    monkeypatch.setattr(FinishedRun, "fits_in_memory", lambda run: False)
     assert predict.main([*argv, "b.csv"]) == 0 and len(read_folds) == 3 + 4 * 3
     assert read("a.csv") == read("b.csv")
 
@@ -255,7 +258,8 @@ def test_a_fold_in_the_place_of_another_is_refused_and_trained_again(run, test_c
     shutil.copytree(run / "fold_0", run / "fold_1")
     assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
     assert "fold_1: belongs to another run or fold" in capsys.readouterr().err
-    assert list(Run(run).unfinished()) == [1]
+    with Session.begin(Command("train.py", [], typed=True)) as session:
+        assert list(ActiveRun(run, session, None, []).folds_to_train()) == [1]
     assert "fold 1 is trained again" in capsys.readouterr().out
 
 
@@ -265,17 +269,17 @@ def test_a_run_of_other_code_is_said(finished, test_csv, tmp_path, monkeypatch, 
     argv = ["--run", str(finished), "--input", str(test_csv)]
     assert predict.main(argv) == 0 and "warning" not in capsys.readouterr().err
     want = read("submission.csv")
-    code = [n.removeprefix("code.") for n in Run(finished).same if n.startswith("code.")]
-    assert {"config.py", "data.py", "model.py", "metrics.py", "support/speed.py"} <= set(code)
+    code = [n.removeprefix("code.") for n in Run(finished).identity if n.startswith("code.")]
+    assert {"config.py", "data.py", "model.py", "metrics.py", "support/device.py"} <= set(code)
     for name in code:
         (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / name, tmp_path / "code" / name)
     with open(tmp_path / "code" / "model.py", "a") as f:
         f.write("# changed\n")
-    (tmp_path / "code" / "support" / "speed.py").unlink()
-    monkeypatch.setattr(results, "HERE", tmp_path / "code")
+    (tmp_path / "code" / "support" / "device.py").unlink()
+    monkeypatch.setattr(finished_module, "HERE", tmp_path / "code")
     assert predict.main(argv) == 0 and read("submission.csv") == want
-    said = "made by other code than this (model.py, support/speed.py) - scores may differ"
+    said = "made by other code than this (model.py, support/device.py) - scores may differ"
     assert capsys.readouterr().err == f"warning: {finished}: {said}\n"
 
 
@@ -333,7 +337,7 @@ def test_what_is_read_beside_the_text_is_read_everywhere(flags, tmp_path, monkey
     argv = ["--run", "tagged", "--input", path, "--probabilities", "p.csv", "--precision", "fp32"]
     assert predict.main(argv) == 0
     assert "30 of 30 texts are among those this run was trained on" in capsys.readouterr().err
-    want = predict.Ensemble("tagged", precision="fp32").predict_test(tag(texts))
+    want = predict.load_run("tagged", precision="fp32").predict_test(tag(texts))
     assert np.array_equal(np.array([r[1:] for r in read("p.csv")[1:]], np.float32), want)
     emotions = predict.predict_emotions(texts, "tagged", precision="fp32")
     assert [x["text"] for x in emotions] == texts
@@ -430,7 +434,7 @@ def test_a_blank_text_without_special_tokens(finished):
     tokenizer = inspect_encoder(str(finished / "fold_0")).tokenizer
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
     tokens = encode(tokenizer, ["", "a dog"], 8)
-    assert tokens.lengths.tolist() == [1, 2] and tokens.ids[0] == tokenizer.pad_token_id
+    assert tokens.lengths.tolist() == [1, 2] and tokens.token_ids[0] == tokenizer.pad_token_id
 
 
 def test_seen_texts_are_counted(finished, train_csv, capsys):
@@ -469,7 +473,7 @@ def test_a_killed_prediction_goes_on(finished, test_csv, monkeypatch, capsys):
     assert (Path("s.csv").read_text(), Path("p.csv").read_text()) == want
     out = capsys.readouterr().out
     assert (
-        "goes on after row 30 of 40" in out and out.splitlines()[-8:] == want_out
+        "resumes after row 30 of 40" in out and out.splitlines()[-8:] == want_out
     )  # the scores, too, are of all rows
     assert not [n for n in os.listdir() if "part" in n]
 
@@ -490,11 +494,11 @@ def test_it_says_how_many_rows_are_done_where_lines_are_blank(finished, monkeypa
     with pytest.raises(SystemExit):
         predict.main(argv)
     assert predict.main(argv) == 0 and calls == [5, 5, 10, 10]
-    assert "goes on after row 10 of 20" in capsys.readouterr().out
+    assert "resumes after row 10 of 20" in capsys.readouterr().out
     assert len(read("submission.csv")) == 21
 
 
-def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch, capsys):
+def test_a_changed_input_starts_again(finished, test_csv, monkeypatch, capsys):
     monkeypatch.setattr(predict, "CHUNK", 10)
     shutil.copy(test_csv, "in.csv")
     argv = ["--run", str(finished), "--input", "in.csv"]
@@ -509,7 +513,7 @@ def test_a_changed_input_begins_anew(finished, test_csv, monkeypatch, capsys):
         predict.main(argv)
     write_csv("in.csv", make_rows(30, 9))
     assert predict.main(argv) == 0 and len(read("submission.csv")) == 31
-    assert "goes on" not in capsys.readouterr().out and len(calls) == 6
+    assert "resumes" not in capsys.readouterr().out and len(calls) == 6
 
 
 def test_the_literal_commands(tmp_path):

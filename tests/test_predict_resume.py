@@ -1,4 +1,4 @@
-"""predict.py that was killed goes on after its last chunk, with one writer a file and one run.
+"""predict.py that was killed resumes after its last chunk, with one writer a file and one run.
 
 The output is compared with that of a prediction that nothing disturbed.
 python -m pytest tests/test_predict_resume.py
@@ -13,9 +13,9 @@ import pytest
 from faults import Killed, at_call, die, flip, one_line
 
 import predict
-from support import files, output
+from support import csvwriter, files
 from support.files import locked, write_json
-from support.output import GrowingCSV
+from support.csvwriter import GrowingCSV
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,13 +27,13 @@ def test_a_flipped_byte_in_the_growing_output(clean, tmp_path, test_csv, monkeyp
     assert predict.main(argv) == 0
     want = out.read_bytes()
     with monkeypatch.context() as m:
-        at_call(m, output, "write_json", 3, die)
+        at_call(m, csvwriter, "write_json", 3, die)
         with pytest.raises(Killed):
             predict.main(argv)
     flip(tmp_path / "s.csv.part" / "1.json", 200)
     capsys.readouterr()
     assert predict.main(argv) == 0 and out.read_bytes() == want
-    assert "goes on after row 11 of 40" in capsys.readouterr().out
+    assert "resumes after row 11 of 40" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
@@ -59,7 +59,7 @@ def test_predict_goes_on_after_death_at_every_chunk(
         for number in range(1, 5 if name == "write_json" else 3):
             out.unlink()
             with monkeypatch.context() as m:
-                at_call(m, output, name, number, die)
+                at_call(m, csvwriter, name, number, die)
                 with pytest.raises(Killed):
                     predict.main(argv)
             part = out.with_name(out.name + ".part")
@@ -67,7 +67,7 @@ def test_predict_goes_on_after_death_at_every_chunk(
             (part / ".tmp-x").mkdir()
             (part / ".tmp-x" / f"{number}.json").write_text("half a chu")
             if number == 2:
-                flip(part / "0.json", 40)  # then it begins anew
+                flip(part / "0.json", 40)  # then it starts again
             if number == 3:
                 os.truncate(part / "0.json", 30)
             capsys.readouterr()
@@ -75,7 +75,7 @@ def test_predict_goes_on_after_death_at_every_chunk(
             said = capsys.readouterr().out
             assert [out.read_bytes(), (tmp_path / f"p{ending}").read_bytes()] == want
             assert said.splitlines()[-1] == scores and "macro_f1" in scores
-            assert ("goes on after row" in said) == (number not in (2, 3))
+            assert ("resumes after row" in said) == (number not in (2, 3))
     assert sorted(os.listdir(tmp_path)) == [f"p{ending}", f"s{ending}"]
 
 
@@ -113,7 +113,7 @@ def test_a_prediction_killed_within_a_chunk_leaves_nothing(clean, tmp_path, test
     assert set(made) == {tmp_path / "s.csv.part"}  # nowhere else
 
 
-def test_a_run_trained_anew_is_predicted_anew(
+def test_a_run_trained_again_is_predicted_again(
     command, copy, tmp_path, test_csv, monkeypatch, capsys
 ):
     """Chunks written by the weights of before must not stay; settings and data are the same."""
@@ -127,7 +127,7 @@ def test_a_run_trained_anew_is_predicted_anew(
     done.pop("sha256")
     write_json(copy / "DONE.json", {**done, "again": 1}, seal=True)
     capsys.readouterr()
-    assert predict.main(argv) == 0 and "goes on" not in capsys.readouterr().out
+    assert predict.main(argv) == 0 and "resumes" not in capsys.readouterr().out
 
 
 def test_a_run_that_is_replaced_while_it_predicts(clean, tmp_path, test_csv, monkeypatch, capsys):

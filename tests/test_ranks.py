@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 import train
 from config import HERE
-from support import errors
+from support import process
 from support.checkpoint import load_state
-from support.errors import UserError, exit_codes, rank_and_size
+from support.process import UserError, exit_codes, rank_and_size
 from support.ranks import Ranks
 
 # Rank 1 dies by SIGKILL before a step, or says when that step is reached: once, as the file tells.
@@ -170,7 +170,7 @@ def test_a_killed_worker(place):
     )
     out = p.communicate(timeout=300)[0]
     assert p.returncode == 0 and (place / "killed").exists(), out
-    assert "fold 0: goes on at epoch 3, step 0 of" in out
+    assert "fold 0: resumes at epoch 3, step 0 of" in out
     assert outputs(place / "again") == outputs(place / "two")
 
 
@@ -191,8 +191,7 @@ def test_a_signal_to_torchrun(place):
     p.send_signal(signal.SIGTERM)
     out = p.communicate(timeout=120)[0]
     assert (
-        p.returncode != 0
-        and out.count("stopped: by SIGTERM - the same command goes on from here") == 1
+        p.returncode != 0 and out.count("stopped: by SIGTERM - run the same command to resume") == 1
     ), out
     at = load_state(place / "stopped/fold_0/state.pt")["progress"]
     assert at["epoch"] == 1 and at["step"] >= 2
@@ -208,7 +207,7 @@ def test_who_says_an_error(rank, local, code, lines, monkeypatch, capsys):
     def main(argv):
         raise UserError("no such file", code)
 
-    monkeypatch.setattr(errors, "LEADS", rank == 0)
+    monkeypatch.setattr(process, "LEADS", rank == 0)
     monkeypatch.setenv("LOCAL_RANK", str(local))
     assert exit_codes(main)([]) == code
     assert capsys.readouterr().err.count("error: no such file") == lines
@@ -220,7 +219,7 @@ def test_a_rank_that_is_left_alone_says_so_in_one_line(monkeypatch, capsys):
 
     with pytest.raises(RuntimeError):
         exit_codes(main)([])
-    monkeypatch.setattr(errors, "LEADS", False)
+    monkeypatch.setattr(process, "LEADS", False)
     monkeypatch.setenv("RANK", "3")
     assert exit_codes(main)([]) == 1
     assert capsys.readouterr().err == "rank 3: Connection closed by peer\n"

@@ -45,7 +45,8 @@ os.chdir(code)
 sys.path.insert(0, code)
 torch.set_num_threads(1)
 import data, predict, train
-from support import findings, report
+from config import Config
+from support import inputcsv, report
 
 assert Path(train.__file__).parent == Path(data.__file__).parent == Path(code)
 os.fsync = lambda handle: None
@@ -64,11 +65,9 @@ print("=== text")
 assert predict.main([*how, "--text", text, f"{topic}: {text}"]) == 0
 
 print("=== fold 0 alone")
-ensemble = predict.Ensemble("run", "cpu", "fp32")
-ensemble.run.folds = 1
-found = findings.Findings(csv["train"])
-table = next(data.read_chunks(csv["train"], "text", [], None, found))
-np.save("fold_0.npy", ensemble.predict_test(table.inputs))
+ensemble = predict.load_run("run", "cpu", "fp32")
+table = next(data.read_chunks(inputcsv.InputCSV(csv["train"], Config(), names=())))
+np.save("fold_0.npy", ensemble.predict_test(table.inputs, fold_numbers=[0]))
 
 print("=== stopped, and gone on")
 loader, steps = train.train_loader, []
@@ -292,7 +291,7 @@ def check_sound(r: Trained, files: Path, text_alone: bool = True) -> None:
     assert np.load(r.folder / "fold_0.npy")[held_out] == pytest.approx(r.oof[held_out], abs=1e-6)
     if text_alone:
         assert r.texts[0] == pytest.approx(r.test[0], abs=1e-4)
-    assert "fold 0: goes on at epoch 2, step 2" in r.said["stopped, and gone on"]
+    assert "fold 0: resumes at epoch 2, step 2" in r.said["stopped, and gone on"]
     assert outputs(r.folder / "again") == outputs(r.folder / "run")
 
 

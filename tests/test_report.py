@@ -12,6 +12,8 @@ from conftest import make_rows, write_csv
 
 import metrics
 import train
+from data import OutOfFold
+from metrics import Summary
 from support import report
 
 
@@ -40,16 +42,10 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypa
         for k in range(3)
         for e in range(4)
     ]
-    args = (
-        log,
-        y,
-        p,
-        p > 0.5,
-        np.full(labels, 0.5),
-        metrics.bootstrap_f1(y, p > 0.5, 20),
-        [f"{name} {j}" for j in range(labels)],
-        "t" * 300,
-    )
+    oof = OutOfFold(np.arange(80), np.arange(80) % 3, y, p)
+    draws = metrics.bootstrap_f1(y, p > 0.5, 20)
+    summary = Summary({}, np.full(labels, 0.5), p > 0.5, draws)
+    args = (log, oof, summary, [f"{name} {j}" for j in range(labels)], "t" * 300)
     figures, pictures, make = [], [], matplotlib.figure.Figure
     monkeypatch.setattr(
         matplotlib.figure, "Figure", lambda **kw: figures.append(make(**kw)) or figures[-1]

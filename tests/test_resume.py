@@ -1,4 +1,4 @@
-"""Resuming: the same command goes on after a death and ends with the same bytes.
+"""Resuming: run the same command to resume after a death and ends with the same bytes.
 
 Compared with a run that nothing disturbed. A state that lacks a part must give other bytes.
 python -m pytest tests/test_resume.py
@@ -108,7 +108,7 @@ def test_a_signal_at_every_step(command, tmp_path, test_csv, wanted, monkeypatch
         state = load_state(out / f"fold_{step // 8}" / "state.pt")
         at = state["progress"]
         assert (at["epoch"] * 4 + at["step"]) % 8 == (step + 1) % 8 or step % 8 == 7
-        one_line(capsys, "SIGTERM", "the same command goes on from here")
+        one_line(capsys, "SIGTERM", "run the same command to resume")
     with monkeypatch.context() as m:
         begun = at_step(m, 0, die)
         assert_survived(command, out, test_csv, wanted)
@@ -156,7 +156,7 @@ def test_finished_folds_are_left_as_they_are(command, copy, capsys, test_csv, wa
     begun = at_step(monkeypatch, 0, die)
     assert_survived(command, copy, test_csv, wanted)
     assert begun == [STEPS // 2]
-    assert "fold 0: finished before, left as it is" in capsys.readouterr().out
+    assert "fold 0: finished before, skipped" in capsys.readouterr().out
     assert all(p.stat().st_mtime_ns == t for p, t in before.items() if "fold_0" in str(p))
 
 

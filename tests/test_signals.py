@@ -19,10 +19,10 @@ from faults import HERE, assert_survived, at_call, everything, one_line
 
 import train
 from support import checkpoint, encoders, files
+from support.active import ActiveRun
 from support.checkpoint import Checkpoint, load_state
-from support.errors import Interrupted, Signals
+from support.process import Interrupted, Signals
 from support.files import locked
-from support.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,7 +108,8 @@ def test_a_real_signal(name, processes, command, tmp_path, test_csv, wanted):
     os.kill(pid, getattr(signal, name))
     assert processes.wait(pid) == 128 + getattr(signal, name)
     text = log.read_text()
-    assert f"stopped: by {name} - the same command goes on" in text and "Traceback" not in text
+    assert f"stopped: by {name} - run the same command to resume" in text
+    assert "Traceback" not in text
     state = load_state(out / "fold_0" / "state.pt")
     at = state["progress"]
     assert at["epoch"] * 4 + at["step"] == text.count("STEP")  # nothing is lost
@@ -185,7 +186,7 @@ def test_three_processes_one_of_them_killed(processes, command, tmp_path, test_c
 
 def test_interrupted_while_it_imports(tmp_path):
     code = "import os, signal, sys; sys.argv = ['train.py']; from config import Config; "
-    code += "from support.cli import check_flags; check_flags(Config); "
+    code += "from support.cli import start_script; start_script(Config); "
     code += "os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True
@@ -218,7 +219,7 @@ def test_an_ignored_signal_stays_ignored():
         (Checkpoint, "keep"),
         (checkpoint, "write_json"),
         (train, "summarise"),
-        (Run, "unfinished"),
+        (ActiveRun, "_unfinished"),
     ],
 )
 def test_a_signal_outside_the_loop(

@@ -300,8 +300,8 @@ def test_texts_and_groups_on_both_sides_are_counted(kind, bert, tmp_path, monkey
 def test_a_hold_out_of_groups_is_no_more_than_its_share(bert, tmp_path, monkeypatch):
     path = sheet(tmp_path / "g.csv", make_rows(40), author=lambda i: 0 if i < 30 else i)
     argv = ["--model", bert, "--train", path, "--group-column", "author", "--folds", "1"]
-    _, config, table = until_start(monkeypatch, argv)
-    assert 1 <= (data.split(table, config) == 0).sum() <= 10  # not the 30
+    _, _, table = until_start(monkeypatch, argv)
+    assert 1 <= (table.fold == 0).sum() <= 10  # not the 30
 
 
 @pytest.mark.parametrize("author, text, words, no", LARGE_GROUPS)
@@ -374,10 +374,7 @@ def test_split_seed_governs_every_call_that_assigns_folds(place, bert, tmp_path,
     """--seed 1 and 2 with --split-seed 7: the rows held out are those of --seed 7, the
     probabilities differ."""
     seeds, held, p = [], [], []
-    for module in (data, train):
-        monkeypatch.setattr(
-            module, "assign_folds", lambda *a: seeds.append(a[3]) or assign_folds(*a)
-        )
+    monkeypatch.setattr(data, "assign_folds", lambda *a: seeds.append(a[3]) or assign_folds(*a))
     argv = ["--model", str(bert), *BASE, "--epochs", "1", "--train", f"{place}/valid.csv", "--seed"]
     for i, how in enumerate((["1", "--split-seed", "7"], ["2", "--split-seed", "7"], ["7"])):
         out = str(tmp_path / f"{i}")
@@ -393,8 +390,8 @@ def test_split_seed_governs_every_call_that_assigns_folds(place, bert, tmp_path,
     )
     assert seeds == [7] * 10  # twice in a hold-out, then in folds; of dev.csv's rows once
     assert held[0] == held[1] == held[2] and not np.array_equal(p[0], p[1])
-    _, config, table = until_start(monkeypatch, [*argv, "1", "--folds", "1"])
-    assert held[0] != np.array(table.ids)[data.split(table, config) == 0].tolist()
+    _, _, table = until_start(monkeypatch, [*argv, "1", "--folds", "1"])
+    assert held[0] != np.array(table.ids)[table.fold == 0].tolist()
 
 
 # Bad input

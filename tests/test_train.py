@@ -20,7 +20,7 @@ import metrics
 import model as M
 import train
 from config import Config
-from data import Table, read_table
+from data import Table, assign_folds, read_table
 from support.encoders import load_encoder
 
 
@@ -219,7 +219,7 @@ def test_run_folder(finished, train_csv):
     fold = np.array([int(r["fold"]) for r in rows])
     th, m = np.load(finished / "th.npy"), json.loads((finished / "metrics.json").read_text())
     assert th.dtype == np.float32 and th.shape == (5,)
-    y = table.labels
+    y = table.y
     assert m["macro_f1_at_half"] == pytest.approx(
         f1_score(y, p >= np.float32(0.5), average="macro", zero_division=0)
     )
@@ -382,7 +382,7 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
     argv = [*flags, "--train", path, "--pos-weight", "--fold", "0", "--out", str(tmp_path / "a")]
     assert train.main(argv) == 0
     fold = np.array([int(x) for x in folds_of(path)])
-    y = read_table(path, Config(labels=LABELS)).labels[fold != 0]
+    y = read_table(path, Config(labels=LABELS)).y[fold != 0]
     assert seen[0][1] == 1 and seen[0].isfinite().all()
     assert seen[0][0] == pytest.approx((len(y) - y[:, 0].sum()) / y[:, 0].sum())
     # Validation is judged by the same loss: all calls have the weights.
@@ -390,8 +390,8 @@ def test_pos_weight_comes_from_the_training_fold_and_survives_zero(flags, tmp_pa
 
 
 def folds_of(path, folds=3, seed=42):
-    data = read_table(path, Config(labels=LABELS))
-    return train.assign_folds(data.labels, data.hashes, folds, seed)
+    table = read_table(path, Config(labels=LABELS))
+    return assign_folds(table.y, table.hashes, folds, seed)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_val_loss_is_the_trainings_own_criterion(extra, flags, tmp_path):
     argv = [*flags, *extra, "--fold", "0", "--keep", "last", "--out", str(tmp_path / "a")]
     assert train.main(argv) == 0
     path = flags[flags.index("--train") + 1]
-    fold, y = folds_of(path), read_table(path, Config(labels=LABELS)).labels
+    fold, y = folds_of(path), read_table(path, Config(labels=LABELS)).y
     names = {"--pos-weight": {"pos_weight": True}, "--loss": {"loss": "focal"}}
     names["--label-smoothing"] = {"label_smoothing": 0.2}
     criterion = train.make_criterion(config(**names[extra[0]] if extra else {}), y[fold != 0])
@@ -414,7 +414,7 @@ def test_val_loss_is_the_trainings_own_criterion(extra, flags, tmp_path):
 
 
 def test_the_head_starts_at_each_labels_share(bert, train_csv):
-    labels = read_table(train_csv, Config(labels=LABELS)).labels
+    labels = read_table(train_csv, Config(labels=LABELS)).y
     c, ids = config(labels=LABELS), np.arange(30)
     model = M.build_model(str(bert), c, labels, ids)
     share = torch.from_numpy(labels.mean(0))
@@ -433,7 +433,7 @@ def test_the_head_starts_from_the_rows_to_train_on(flags, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "build_model", lambda *a: seen.append(a[2]) or real(*a))
     assert train.main([*flags, "--fold", "1", "--out", str(tmp_path / "a")]) == 0
     path = flags[flags.index("--train") + 1]
-    y = read_table(path, Config(labels=LABELS)).labels
+    y = read_table(path, Config(labels=LABELS)).y
     assert np.array_equal(seen[0], y[folds_of(path) != 1])
 
 
@@ -502,12 +502,12 @@ def test_a_slash_after_the_model_is_no_other_model(flags, tmp_path, capsys):
 
 def test_patience_stops_early(flags, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9, 0.9, 0.9])
-    real = train.Progress.row
+    real = train.Progress.log_entry
 
     def row(*a):
         return {**real(*a), "macro_f1": next(scores)}
 
-    monkeypatch.setattr(train.Progress, "row", row)
+    monkeypatch.setattr(train.Progress, "log_entry", row)
     out = tmp_path / "a"
     more = ["--epochs", "6", "--patience", "2", "--fold", "0", "--out", str(out)]
     assert train.main([*flags, *more]) == 0
@@ -530,10 +530,9 @@ def test_rate_and_epochs_follow_the_encoder_and_the_rows(flags, tmp_path, capsys
     small = 22_000_000
 
     def chosen(parameters: int, rows: int) -> tuple:
-        encoder = SimpleNamespace(num_parameters=parameters, max_positions=None, layers=6)
-        data = Table([], [], [], None, "text")
-        data.ids = ["x"] * rows
-        c = Config().resolved(encoder, data, 5, "cpu", "fp32")
+        info = SimpleNamespace(name="x", max_positions=None, layers=6)
+        table = Table(["x"] * rows, [], [], None, "text", fold=np.arange(5))
+        c = Config().resolved(info, table, *train.default_rate_and_epochs(parameters, rows))
         return c.lr, c.epochs
 
     assert chosen(small, 999) == (3e-4, 3)

@@ -18,7 +18,7 @@ from faults import HERE, Killed, assert_survived, at_call, at_step, die, one_lin
 
 import predict
 import train
-from support.errors import UserError
+from support.process import UserError
 from support.files import atomic_write, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,8 +115,7 @@ def test_a_reader_that_has_gone_and_a_full_disk_behind_the_output(clean, test_cs
         and "Exception ignored" not in err
     )
     assert (
-        err.splitlines()[-1]
-        == "stopped: nobody reads the output - the same command goes on from here"
+        err.splitlines()[-1] == "stopped: nobody reads the output - run the same command to resume"
     )
     with open("/dev/full", "w") as full:
         p = subprocess.run(

@@ -1,12 +1,14 @@
 """The cases of test_distil.py's bad input: one row each."""
 
 ERRORS = [  # what it is; arguments; words of the error
+    ("nothing", [], ["--teacher is missing"]),
     ("no teacher", ["--texts", "{texts}"], ["--teacher is missing"]),
     ("no texts", ["{run}"], ["--texts is missing"]),
     ("no such teacher", ["{d}/none", "--texts", "{texts}"], ["none: no such run folder"]),
     ("unfinished", ["{d}/half", "--texts", "{texts}"], ["fold 1 is missing", "same train.py command"]),
     ("other labels", ["{run}", "--labels", "anger", "joy", "--texts", "{texts}"], ["--labels: anger joy", "anger fear joy"]),
     ("other folds", ["{run}", "--folds", "4", "--texts", "{texts}"], ["done: has other folds"]),
+    ("a hold-out", ["{run}", "--folds", "1", "--texts", "{texts}"], ["done: has other folds", "leave out the flags"]),
     ("other seed of folds", ["{run}", "--split-seed", "7", "--texts", "{texts}"], ["has other folds"]),
     ("other rows", ["{run}", "--train", "{test}", "--texts", "{texts}"], ["test.csv: not what", "done was trained on"]),
     ("no such texts", ["{run}", "--texts", "{d}/no.csv"], ["no.csv"]),
@@ -18,5 +20,6 @@ ERRORS = [  # what it is; arguments; words of the error
     ("single: no student", ["--single", "{d}/none"], ["none/config.json"]),
     ("single: no student of ours", ["--single", "{run}"], ["is no student that distil.py trained"]),
     ("a folder with another config.json", ["{run}/fold_0", "--texts", "{texts}"], ["env.json"]),
+    ("single: unfinished, and no texts", ["--single", "{d}/half", "--teacher", "{run}", "--texts", "{d}/none.csv"], ["fold 1 is missing"]),
     ("single: not its student", ["--single", "{run}", "--teacher", "{run}", "--texts", "{texts}"], ["not taught by"]),
 ]  # fmt: skip

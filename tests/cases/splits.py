@@ -53,7 +53,7 @@ ERRORS = [  # what makes the files; flags; words of the error, the last may be w
     *((part(), [flag, name], [f"'{name}'", words]) for flag in ("--fold-column", "--group-column")
       for name, words in (("Part", "no column"), ("joy", "label"), ("id", "the id"), ("text", "text column"))),
     (part(), ["--fold-column", ""], ["--fold-column holds an empty"]),
-    (lambda d: write_csv(d / "train.csv", [[*r, 0, 1] for r in ROWS], [*HEAD.split(","), "part", "part"]), FOLD, ["'part': stands twice"]),
+    (lambda d: write_csv(d / "train.csv", [[*r, 0, 1] for r in ROWS], [*HEAD.split(","), "part", "part"]), FOLD, ["'part': duplicate name"]),
     (authors(lambda i: "all"), GROUP, ["only 1 distinct texts or groups for 5 folds"]),
     (authors(lambda i: i % 4), GROUP, ["only 4 distinct texts or groups for 5 folds"]),
     (authors(lambda i: i % 4), [*GROUP, "--folds", "1"], ["only 4 distinct texts or groups", "hold-out"]),

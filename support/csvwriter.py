@@ -12,7 +12,7 @@ import numpy as np
 
 from config import Config, PredictConfig
 from support.csvfile import check_file
-from support.errors import UserError
+from support.process import UserError
 from support.files import commit, locked, read_json, write_json, writing
 
 ENDINGS = (".csv", ".csv.gz")
@@ -27,27 +27,29 @@ def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
     check_file(config.input, "--input")
     paths = [Path(os.path.realpath(p)) for p in (config.output, config.probabilities) if p]
     run = Path(os.path.realpath(config.run or "runs"))
-    own = [os.path.realpath(p) for p in (trained.train, trained.valid) if p]
-    read = [p for p in (config.input, config.thresholds) if p and os.path.exists(p)]
-    different = "input, --thresholds, --output and --probabilities must be different files"
+    training_files = [os.path.realpath(p) for p in (trained.train, trained.valid) if p]
+    inputs = [p for p in (config.input, config.thresholds) if p and os.path.exists(p)]
     for path in paths:
-        folder, part = path.parent, Path(f"{path}.part")
-        same = os.path.exists(path) and any(os.path.samefile(path, p) for p in read)
-        of_run = path.name in ("oof.csv", "errors.csv") and run in path.parents
         if os.path.lexists(path):
             check_file(path, "what is written over")
-        held = os.listdir(part) if os.path.isdir(part) else os.path.lexists(part)
-        for wrong, where, words in (
-            (same or paths.count(path) > 1, path, different),
-            (of_run, path, "lies in the run - name a new .csv elsewhere"),
-            (str(path) in own, path, "is what the run was trained on"),
-            (not os.path.isdir(folder), folder, "no such folder - make it first"),
-            (not os.access(folder, os.W_OK), folder, "not writable - choose another folder"),
-            (not path.name.endswith(ENDINGS), path, "name it .csv or .csv.gz"),
-            (held and not os.path.exists(part / "lock"), part, "is in the way - move it elsewhere"),
-        ):
-            if wrong:
-                raise UserError(f"{where}: {words}")
+        is_input = os.path.exists(path) and any(os.path.samefile(path, p) for p in inputs)
+        if is_input or paths.count(path) > 1:
+            files = "input, --thresholds, --output and --probabilities"
+            raise UserError(f"{path}: {files} must be different files")
+        if path.name in ("oof.csv", "errors.csv") and run in path.parents:
+            raise UserError(f"{path}: lies in the run - name a new .csv elsewhere")
+        if str(path) in training_files:
+            raise UserError(f"{path}: is what the run was trained on")
+        if not os.path.isdir(path.parent):
+            raise UserError(f"{path.parent}: no such folder - make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"{path.parent}: not writable - choose another folder")
+        if not path.name.endswith(ENDINGS):
+            raise UserError(f"{path}: name it .csv or .csv.gz")
+        part = Path(f"{path}.part")
+        occupied = os.listdir(part) if os.path.isdir(part) else os.path.lexists(part)
+        if occupied and not os.path.exists(part / "lock"):
+            raise UserError(f"{part}: exists already - move it elsewhere")
     return paths
 
 
@@ -56,16 +58,15 @@ def csv_text(rows: list[list]) -> str:
     text = io.StringIO()
     bare = any("\r" in x for row in rows for x in row if isinstance(x, str))
     quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    options = {"lineterminator": "\n", "quoting": quoting}
-    csv.writer(text, **options).writerows(rows)
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
     return text.getvalue()
 
 
-def to_csv(ids: list[str], values: np.ndarray, labels: list[str], header: bool):
+def to_csv(ids: list[str], values: np.ndarray, names: list[str], header: bool) -> str:
     """Rows of id and values (0/1, or probabilities to 9 digits) as CSV text."""
     cell = int if values.dtype == bool else "{:.9g}".format
     rows = [[i, *map(cell, row)] for i, row in zip(ids, values.tolist(), strict=True)]
-    return csv_text([["id", *labels], *rows] if header else rows)
+    return csv_text([["id", *names], *rows] if header else rows)
 
 
 class GrowingCSV:
@@ -75,30 +76,33 @@ class GrowingCSV:
     the number of rows with every label right.
     """
 
-    def __init__(self, paths: list[Path], labels: list[str], rows: int, key: str):
-        """`key` stands for what must be the same to go on. UserError: in use."""
-        self.paths, self.labels, self.key = paths, labels, key
+    def __init__(self, paths: list[Path], names: list[str], rows: int, key: str):
+        """`key` stands for what must be the same to resume. UserError: in use."""
+        self.paths = paths
+        self.names = names
+        self.key = key
         self.parts = [Path(f"{path}.part") for path in paths]
         self.locks = [locked(part / "lock") for part in self.parts]  # until this object is gone
         for path, lock in zip(paths, self.locks, strict=True):
             if not lock.__enter__():
                 raise UserError(f"{path}: another predict.py is writing it - wait, or see --output")
-        self.chunks, self.done, self.progress = 0, 0, [[[0] * len(labels)] * 4, 0]
+        self.chunks = self.done = 0
+        self.progress = [[[0] * len(names)] * 4, 0]
         with contextlib.suppress(UserError):  # up to the first that is missing or damaged
             while (chunk := read_json(self.place(self.chunks), sealed=True))["key"] == key:
-                self.done, self.progress = chunk["done"], chunk["progress"]
+                self.done = chunk["done"]
+                self.progress = chunk["progress"]
                 self.chunks += 1
         if self.chunks:
-            print(f"goes on after row {self.done} of {rows}")
+            print(f"resumes after row {self.done} of {rows}")
 
     def place(self, n: int) -> Path:
         return self.parts[0] / f"{n}.json"
 
-    def append(self, ids: list[str], progress, *values: np.ndarray) -> None:
+    def append(self, ids: list[str], progress: list, *values: np.ndarray) -> None:
         """Write one chunk: the values of each file as text, and how far the files are with it."""
         header = self.chunks == 0
-        files = zip(self.paths, values, strict=False)
-        texts = [to_csv(ids, v, self.labels, header) for _, v in files]
+        texts = [to_csv(ids, v, self.names, header) for v in values[: len(self.paths)]]
         self.done += len(ids)
         chunk = {"key": self.key, "done": self.done, "progress": progress, "texts": texts}
         write_json(self.place(self.chunks), chunk, seal=True)

@@ -1,26 +1,31 @@
-"""How a command ends: one-line errors, exit codes, signals. Nothing here imports torch."""
+"""This process: how a command ends (one-line errors, exit codes), and the signals it gets.
 
+Nothing here imports torch.
+"""
+
+import contextlib
 import functools
 import os
 import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 
 
 def rank_and_size() -> tuple[int, int]:
     """torchrun's number of this process, and of how many; clusters set these variables too."""
-    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    rank = os.environ.get("RANK", "")
+    size = os.environ.get("WORLD_SIZE", "")
     size = max(1, int(size)) if size.isdecimal() else 1
     return int(rank) if size > 1 and rank.isdecimal() else 0, size
 
 
-LEADS = rank_and_size()[0] == 0  # the process that prints, writes and heeds signals
-HELPER = bool(os.environ.pop("TRAIN_HELPER", ""))  # started by train.py to train folds beside it
+LEADS = rank_and_size()[0] == 0  # the process that prints, writes and reacts to signals
 
 
 class UserError(Exception):
-    """What the user can mend, in one line. Exit code 2; 1 when a run that had begun can't go on."""
+    """What the user can fix, in one line. Exit code 2; 1 when a run that had begun can't go on."""
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
@@ -37,10 +42,10 @@ def warn(message: str) -> None:
 
 
 def exit_codes(main):
-    """Wrap a `main(argv) -> int`: what the user can mend is one `error:` line and an exit code."""
+    """Wrap a `main(argv) -> int`: what the user can fix is one `error:` line and an exit code."""
 
     @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None, **more) -> int:
+    def wrapped(argv: list[str] | None = None) -> int:
         debug = "--debug" in (sys.argv[1:] if argv is None else argv)
         for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run on an ASCII terminal
             if hasattr(stream, "reconfigure"):
@@ -51,7 +56,7 @@ def exit_codes(main):
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks the network
         try:
             with warnings.catch_warnings():
-                return main(argv, **more)
+                return main(argv)
         except (Interrupted, UserError, OSError, RuntimeError, MemoryError) as e:
             line, code = _ending(e)
             if code is None or debug and not isinstance(e, (Interrupted, BrokenPipeError)):
@@ -59,7 +64,7 @@ def exit_codes(main):
             if line:
                 print(line, file=sys.stderr, flush=True)
             return code
-        finally:  # a notebook's session goes on
+        finally:  # as a notebook had it
             os.environ.clear()
             os.environ.update(before)
 
@@ -68,57 +73,69 @@ def exit_codes(main):
 
 def _ending(e: BaseException) -> tuple[str, int | None]:
     """The line to print (empty: another rank prints it) and the exit code; None for a bug."""
-    goes_on = "the same command goes on from here"
+    hint = "run the same command to resume"
     if isinstance(e, BrokenPipeError):  # `| head` has read enough; the rest goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return f"stopped: nobody reads the output - {goes_on}", 128 + signal.SIGPIPE
+        return f"stopped: nobody reads the output - {hint}", 128 + signal.SIGPIPE
     if isinstance(e, Interrupted):
         name = signal.Signals(e.code - 128).name
-        return f"stopped: by {name} - {goes_on}" if LEADS else "", e.code
+        return f"stopped: by {name} - {hint}" if LEADS else "", e.code
     if isinstance(e, OSError):  # a file that may not be read, a full disk behind stdout
         e = UserError(f"{e.filename or 'output'}: {e.strerror or e}")
     if isinstance(e, UserError):
         # One rank of a machine says what is wrong with the input, each what goes wrong in a run.
-        says = LEADS or e.code == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
-        return f"error: {e}" if says else "", e.code
-    what = " ".join(str(e).split())[:200]
-    full = "out of memory|allocate memory|ALLOC_FAILED|Invalid buffer size"
-    if isinstance(e, MemoryError) or re.search(full, what):
-        mend = "free some, and the same command goes on; or see --batch-size and --accumulate"
-        return f"error: out of memory ({what}) - {mend}", 1
-    return ("", None) if LEADS else (f"rank {os.environ['RANK']}: {what}", 1)
+        prints = LEADS or e.code == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+        return f"error: {e}" if prints else "", e.code
+    message = " ".join(str(e).split())[:200]
+    out_of_memory = "out of memory|allocate memory|ALLOC_FAILED|Invalid buffer size"
+    if isinstance(e, MemoryError) or re.search(out_of_memory, message):
+        hint = "free some and run the same command to resume; or see --batch-size and --accumulate"
+        return f"error: out of memory ({message}) - {hint}", 1
+    return ("", None) if LEADS else (f"rank {os.environ['RANK']}: {message}", 1)
 
 
 class Signals:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or with `hold` at the next `check()`.
 
-    A second signal leaves at once; no file can be half-written by it.
+    A second signal ends the process at once; no file can be half-written by it.
     """
 
     def __init__(self):
-        self.got, self.hold, self.old = 0, False, {}
+        self.received = 0
+        self.hold = False
+        self.old = {}  # the handlers before
 
     def __enter__(self) -> "Signals":
-        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(s) is not signal.SIG_IGN:  # nohup's stay ignored
-                self.old[s] = signal.signal(s, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's stay ignored
+                self.old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        for s, old in self.old.items():
-            signal.signal(s, old)
-        if self.got and isinstance(error, TypeError):  # numpy's sorts make one of Interrupted
-            raise Interrupted(128 + self.got) from error
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+        if self.received and isinstance(error, TypeError):  # numpy's sorts make one of Interrupted
+            raise Interrupted(128 + self.received) from error
 
-    def _handle(self, signum, frame) -> None:
-        if self.got and "ipykernel" in sys.modules:  # a notebook's kernel is not ours to end
+    def _handle(self, number: int, frame) -> None:
+        if self.received and "ipykernel" in sys.modules:  # a notebook's kernel is not ours to end
             raise KeyboardInterrupt
-        if self.got:
-            os._exit(128 + signum)
-        self.got = signum
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
         if not self.hold:
             self.check(True)
 
-    def check(self, heed: bool = LEADS) -> None:
-        if self.got and heed:
-            raise Interrupted(128 + self.got)
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Signals wait for `check()` within the block."""
+        self.hold = True
+        try:
+            yield
+        finally:
+            self.hold = False
+
+    def check(self, react: bool = LEADS) -> None:
+        """Raise Interrupted if a signal came. The other ranks of torchrun leave that to rank 0."""
+        if self.received and react:
+            raise Interrupted(128 + self.received)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import metrics
+from data import threshold_folds
 from predict import Ensemble
-from tools.runs import cross_fit, read_oof, read_training
+from support.finished import read_oof, read_training
 
 LOSS = 0.01  # of macro-F1, from which on int8 is advised against
 
@@ -35,9 +36,15 @@ def quantise(fp32: Path, int8: Path, large: bool) -> None:
     sum overflows on processors without VNNI, and all compute the same."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    how = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
     with quiet():
-        quantize_dynamic(fp32, int8, use_external_data_format=large, **how)
+        quantize_dynamic(
+            fp32,
+            int8,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large,
+        )
 
 
 def load_program(folder: Path):
@@ -51,15 +58,18 @@ def load_program(folder: Path):
 def judge(ensemble: Ensemble, folder: Path, moved: list[str]) -> dict:
     """Thresholds and calibration by the out-of-fold probabilities of the graph of all folds in
     `folder`; prints its cross-fitted macro-F1. `moved`: see `read_training`."""
-    data, program = read_training(ensemble.run, moved), load_program(folder)
-    scored = read_oof(ensemble.run, data, ensemble.labels)
-    held_out = zip(scored.rows, scored.fold, strict=True)
-    p = np.stack([program.run([data.inputs[i]], "by_fold")[k, 0] for i, k in held_out])
-    crossed = cross_fit(scored, p, data, ensemble.config)
-    new, old = (metrics.scores(scored.y, pred)["macro_f1"] for pred in (crossed, scored.pred))
+    table = read_training(ensemble.run, moved)
+    oof = read_oof(ensemble.run, table)
+    program = load_program(folder)
+    p = np.zeros_like(oof.p)
+    for i, (row, k) in enumerate(zip(oof.rows, oof.fold, strict=True)):
+        p[i] = program.run([table.inputs[row]], "by_fold")[k, 0]
+    fold = threshold_folds(oof, table.groups, ensemble.config)
+    new = metrics.scores(oof.y, metrics.cross_fit(oof.y, p, fold))["macro_f1"]
+    old = metrics.scores(oof.y, metrics.cross_fit(oof.y, oof.p, fold))["macro_f1"]
     print(f"cross-fitted macro-F1: int8 {new:.4f}, fp32 {old:.4f} ({len(p)} rows)")
     if new < old - LOSS:
         print(f"int8 loses more than {LOSS} - leave out --int8 to keep fp32")
-    platt = [metrics.platt(y, q) for y, q in zip(scored.y.T, p.T, strict=True)]
-    th = metrics.tune_thresholds(scored.y, p)
+    platt = [metrics.platt(oof.y[:, j], p[:, j]) for j in range(p.shape[1])]
+    th = metrics.tune_thresholds(oof.y, p)
     return {"thresholds": th.tolist(), "calibration": np.array(platt).T.tolist()}

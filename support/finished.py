@@ -1,0 +1,212 @@
+"""A finished run as predict.py and the tools read it: found, checked; its settings, thresholds,
+training rows and out-of-fold rows.
+
+N rows of the training data, n of them held out, C labels.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import HERE, Config
+from data import OutOfFold, Table, read_chunks, read_data, split
+from support.csvfile import CsvFile, check_file
+from support.device import free_memory, resolve_device
+from support.files import damage, file_sha256, read_json, read_npy
+from support.inputcsv import InputCSV
+from support.process import UserError, warn
+from support.run import Run
+
+
+class FinishedRun(Run):
+    """A run whose every file was checked, with what predicting needs but the models.
+
+    UserError: there is none, it is unfinished or damaged.
+    """
+
+    def __init__(self, folder: str | None, device: str = "auto", precision: str = "auto"):
+        """`folder`: None for the run in runs/ that finished last."""
+        path = Path(str(folder)) if folder else newest_run()
+        if not os.path.isdir(path):
+            raise UserError(f"{path}: no such run folder - give one that train.py made")
+        super().__init__(path)
+        self._check_files()
+        self.config = read_settings(self, *resolve_device(device, precision))
+        self.names = self.config.labels
+        scores = read_json(path / "metrics.json")["per_label"]
+        self.platt = np.array([scores[name]["platt"] for name in self.names]).T  # (2, C)
+        self.seen = read_npy(path / "texts.npy", "u", "text hashes")
+        self.th = read_thresholds(None, self)
+
+    def _check_files(self) -> None:
+        missing = ", ".join(f"fold {k}" for k in self.missing())
+        if missing or not (self.path / "DONE.json").exists():
+            hint = "run the same train.py command again; it resumes"
+            raise UserError(f"{self.path}: {missing or 'DONE.json'} is missing - {hint}")
+        for part in (self.path, *map(self.fold_dir, range(self.folds))):
+            if problem := damage(part, self.key):
+                hint = "run the same train.py command again; it redoes what is damaged"
+                raise UserError(f"{problem} - {hint}")
+        changed = []
+        for key, sha256 in self.identity.items():
+            file = HERE / key.removeprefix("code.")
+            if key.startswith("code.") and not (file.is_file() and file_sha256(file) == sha256):
+                changed.append(key.removeprefix("code."))
+        if changed:
+            code = f"made by other code than this ({', '.join(changed)})"
+            warn(f"{self.path}: {code} - scores may differ")
+
+    def fits_in_memory(self) -> bool:
+        """Whether all folds take less than half of the memory."""
+        cuda = self.config.device == "cuda"
+        memory = torch.cuda.mem_get_info()[0] if cuda else free_memory()
+        weights = self.path.glob("fold_*/model.safetensors")
+        return 2 * sum(p.stat().st_size for p in weights) < memory
+
+
+def newest_run() -> Path:
+    done = Path("runs").glob("*/DONE.json")
+    done = [p for p in done if not p.parent.match("*.old[0-9]*")]
+    if not done:
+        raise UserError("no finished run in runs/ - run train.py first, or name one with --run")
+    folder = max(done, key=lambda p: p.stat().st_mtime_ns).parent
+    print(f"run {folder} (finished last of {len(done)})")
+    return folder
+
+
+def read_settings(run: Run, device: str = "cpu", precision: str = "fp32") -> Config:
+    known = {f.name for f in dataclasses.fields(Config)}
+    settings = read_json(run.path / "config.json") | {"device": device, "precision": precision}
+    return Config(**{name: value for name, value in settings.items() if name in known})
+
+
+# Thresholds
+
+
+def read_thresholds(given, run: Run) -> np.ndarray:
+    """float32 (C,) from a number, a path as given or inside the run; None: the run's own th.npy.
+
+    From Python also a list, an array, or a dict by label.
+    """
+    names = run.identity["settings.labels"]
+    if isinstance(given, dict):
+        if set(given) != set(names):
+            raise UserError(f"thresholds: are for {sorted(given)}, the run's labels are {names}")
+        given = [given[name] for name in names]
+    if isinstance(given, (list, tuple, np.ndarray)):
+        return check_thresholds("thresholds", np.array(given, dtype=np.float64), names)
+    number = as_number(given)
+    if number is not None:
+        return check_thresholds(f"--thresholds {given}", np.full(len(names), number), names)
+    path = find_thresholds(given, run)
+    th = check_thresholds(path, read_npy(path, "f", "thresholds"), names)
+    check_origin(path, th, run)
+    return th
+
+
+def as_number(given) -> float | None:
+    try:
+        return float(given)
+    except (TypeError, ValueError):  # None, or a path
+        return None
+
+
+def find_thresholds(given: str | None, run: Run) -> Path:
+    """A path as given, else inside the run. UserError for two files that differ."""
+    if not given:
+        return check_file(run.path / "th.npy", "the run's thresholds")
+    here = Path(given)
+    inside = run.path / given
+    use = "--thresholds: a th.npy that train.py wrote, here or in the run, or a number such as 0.5"
+    path = check_file(here if os.path.exists(here) else inside, use)
+    if path == here and inside.is_file() and file_sha256(inside) != file_sha256(here):
+        hint = "give the whole path of the one you mean"
+        raise UserError(f"--thresholds {given}: {here} and {inside} differ - {hint}")
+    return path
+
+
+def check_origin(path: Path, th: np.ndarray, run: Run) -> None:
+    """UserError for thresholds of other labels; a warning for those of another run.
+
+    The .json beside th.npy says whose they are.
+    """
+    names = run.identity["settings.labels"]
+    beside = path.resolve().with_suffix(".json")
+    origin = read_json(beside) if beside.is_file() else {}
+    theirs = origin.get("labels", names)
+    if theirs != names:
+        raise UserError(f"{path}: its labels are {theirs}, the run's are {names} - use its own")
+    copy = not origin and np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds"))
+    if not copy and origin.get("run") != run.key:
+        warn(f"{path}: chosen for another run, or no {beside.name} says whose thresholds they are")
+
+
+def check_thresholds(where, th: np.ndarray, names: list[str]) -> np.ndarray:
+    if th.shape != (len(names),):
+        problem = f"shape {th.shape}, but the run has {len(names)} labels"
+        raise UserError(f"{where}: {problem} - use its own")
+    for name, value in zip(names, th, strict=True):
+        if not 0 <= value <= 1:  # nan as well
+            raise UserError(f"{where}: threshold of {name} is {value} - must lie between 0 and 1")
+    return th.astype(np.float32)
+
+
+# What it was trained on
+
+
+def data_sha256(run: Run) -> str:
+    keys = ("data_sha256", "valid_sha256")
+    return " ".join(run.identity[key] for key in keys if key in run.identity)
+
+
+def read_training(run: Run, moved: list[str]) -> Table:
+    """The rows a run was trained on; folds where a file gives them. UserError for other rows.
+
+    `moved`: where --train and --valid lie now, or [].
+    """
+    config = read_settings(run)
+    train = moved[0] if moved else config.train
+    valid = moved[1] if len(moved) > 1 else config.valid
+    table = read_data(dataclasses.replace(config, train=train, valid=valid))
+    if table.sha256 != data_sha256(run):
+        files = " ".join(filter(None, (train, valid)))
+        hint = "give its new path with --train"
+        raise UserError(f"{files}: not what {run.path} was trained on - {hint}")
+    return table
+
+
+def read_oof_csv(run: Run) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """oof.csv: ids (n), fold int16 (n,), probabilities float32 (n, C)."""
+    path = run.path / "oof.csv"
+    try:
+        frame = next(CsvFile(path).frames())
+        fold = frame["fold"].to_numpy(np.int16)
+        p = frame[run.identity["settings.labels"]].to_numpy(np.float32)
+        return frame["id"].tolist(), fold, p
+    except (KeyError, ValueError, OverflowError, StopIteration):
+        raise UserError(f"{path}: is not what train.py wrote - train it again") from None
+
+
+def read_oof(run: Run, table: Table) -> OutOfFold:
+    """Its out-of-fold rows. `table`: what it was trained on. UserError where they don't fit."""
+    ids, fold, p = read_oof_csv(run)
+    rows = np.arange(len(table))
+    if len(ids) < len(table):  # some rows are never held out
+        rows = np.flatnonzero(split(table, read_settings(run)).fold >= 0)
+    if ids != [table.ids[i] for i in rows] or not ((p >= 0) & (p <= 1)).all():
+        problem = f"is not what train.py wrote for {read_settings(run).train}"
+        raise UserError(f"{run.path / 'oof.csv'}: {problem} - train it again")
+    return OutOfFold(rows, fold, table.y[rows], p)
+
+
+def some_texts(config: Config, moved: list[str]) -> Table:
+    """The first 200 rows of the training file, or of the sample where that is gone; no labels."""
+    path = [*moved, config.train][0]
+    if not moved and not (os.path.isfile(path) and config.text_column in CsvFile(path).header):
+        config = dataclasses.replace(config, text_column="text")
+        path = str(HERE / "examples/test.csv")
+    source = InputCSV(path, config, names=(), text_column=config.text_column)
+    return next(read_chunks(source, 200))

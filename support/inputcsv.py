@@ -1,0 +1,290 @@
+"""A CSV of texts, and of labels, as train.py, predict.py and the tools read it.
+
+N rows, C labels. Which columns are used is settled when it is opened; what is odd in its rows is
+counted while it is read, and said once.
+"""
+
+import contextlib
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from config import EMOTIONS, Config
+from support.csvfile import CsvFile
+from support.process import UserError, warn
+
+TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
+
+
+class InputCSV(CsvFile):
+    """Path, header, text column, label names, and what was found odd so far."""
+
+    def __init__(
+        self,
+        path: str,
+        config: Config,
+        names: Sequence[str] | None = None,
+        text_column: str | None = None,
+        training: bool = False,
+    ):
+        """UserError where a column is missing or used twice.
+
+        `config`: the settings of the run, or with `training` those of the command. `names`: the
+        labels, where they are not the run's; () for texts alone. `text_column`: as the user asked.
+        With `training` every label column must be there, and -1 is no label.
+        """
+        super().__init__(path)
+        self.names = list(config.labels if names is None else names)
+        self.training = training
+        self.soft = config.soft_labels
+        self.named = []  # columns that a flag names, and so are no labels
+        if training:
+            self.named = [name for name in (config.fold_column, config.group_column) if name]
+            self.text_column = self.ensure_text_column(config.text_column, None)
+        else:
+            self.text_column = self.ensure_text_column(text_column, config.text_column)
+        if self.names:
+            self._check_columns()
+        self._check_named()
+        self.labels_named = config.labels is not EMOTIONS  # by a flag
+        self.rows = 0
+        self.id_hashes = [np.zeros(0, np.int64)]
+        self.counts = Counter()  # of rows, by the warning
+        self.text_counts = Counter()  # of texts, by the warning
+        self.wrong_cells = 0  # label cells that are not 0/1
+        self.first_wrong: list[tuple] = []  # row, label and value of the first of them
+        known = ("id", *self.names, *self.named)
+        # Columns that hold 0 and 1 alone, as far as they are read, and may be forgotten labels
+        self.zero_one_columns = [c for c in self.header if training and c not in known]
+        self.swallowed: dict[str, int] = {}  # row -> rows inside its text
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a column for each label."""
+        return bool(self.names) and set(self.names) <= set(self.header)
+
+    @property
+    def scored(self) -> bool:
+        """Whether predictions can be scored by its labels."""
+        return self.labelled and self.rows > 0 and not self.wrong_cells
+
+    # Columns
+
+    def ensure_text_column(self, asked: str | None, prefer: str | None) -> str:
+        """The column asked for, else `prefer` (that of the training), else a usual name.
+
+        UserError when it isn't clear.
+        """
+        column = asked
+        if not asked and prefer not in TEXT_COLUMNS:
+            column = prefer
+        candidates = [column]
+        if not column:
+            usual = dict.fromkeys([prefer, *TEXT_COLUMNS])
+            candidates = [n for n in usual if n in self.header and n not in self.names]
+        if not set(candidates) & set(self.header):
+            problem = f"no column {column!r}" if column else "no text column"
+            hint = "name it with --text-column"
+            if column and not self.names:  # of texts alone: they have the column of the training
+                problem = f"no text column {column!r}"
+                hint = "rename the one of the texts"
+            raise UserError(f"{self.path}:1: {problem}; {self.columns_found} - {hint}")
+        name = candidates[0]
+        if name in self.names:
+            raise UserError(f"--labels: {name!r} is the text column - name 0/1 columns only")
+        if len(candidates) > 1 and name not in ("text", prefer):
+            unclear = f"{' and '.join(candidates)} could both be the text"
+            raise UserError(f"{self.path}:1: {unclear} - choose with --text-column")
+        if not asked and (name != "text" or len(candidates) > 1):
+            print(f"text column: {name}")
+        return name
+
+    def _check_columns(self) -> None:
+        """Say which columns are missing: UserError in training, else a warning."""
+        if "id" not in self.header:
+            like = next((f" (but {h!r}: rename it)" for h in self.header if h.lower() == "id"), "")
+            warn(f"{self.path}: no id column{like} - row numbers from 0 are used")
+        missing = [name for name in self.names if name not in self.header]
+        lacks = f"no label column {', '.join(missing)}"
+        if missing and self.training:
+            hint = "add it, or name others with --labels"
+            if len(missing) == len(self.names):
+                hint = (
+                    "name yours with --labels; label names in one column: docs/troubleshooting.md"
+                )
+            raise UserError(f"{self.path}:1: {lacks}; {self.columns_found} - {hint}")
+        if 0 < len(missing) < len(self.names):
+            warn(f"{self.path}: {lacks} - no scores are printed")
+
+    def _check_named(self) -> None:
+        """UserError for a column that a flag names and that isn't there, or is used otherwise."""
+        used = dict.fromkeys(self.names, "a label")
+        used |= {self.text_column: "the text column", "id": "the id"}
+        for name in self.named:
+            if name not in self.header:
+                hint = "name one of them"
+                raise UserError(f"{self.path}:1: no column {name!r}; {self.columns_found} - {hint}")
+            if name in used:
+                raise UserError(
+                    f"{self.path}:1: column {name!r} is {used[name]} - name another one"
+                )
+            if self.named.count(name) > 1:
+                hint = "each needs its own column"
+                raise UserError(f"column {name!r} is named by two flags - {hint}")
+
+    # Rows
+
+    def read_labels(self, frame) -> np.ndarray | None:
+        """float32 (N, C); nan for rows that are not to be scored.
+
+        None without label columns, and where a cell is not 0 or 1 (or no share): it is counted.
+        """
+        if not self.labelled:
+            return None
+        cells = frame[self.names].apply(lambda column: column.str.strip().str.lower())
+        read = as_share if self.soft else TRUTH
+        targets = cells.apply(lambda column: column.map(read)).to_numpy(np.float32)
+        unknown = np.isnan(targets)
+        if not self.training:  # Jigsaw's test labels
+            unscored = (cells == "-1").all(axis=1).to_numpy(bool)
+            self.counts["rows are not scored: all their labels are -1"] += int(unscored.sum())
+            unknown[unscored] = False
+        wrong = np.argwhere(unknown)
+        for i, j in wrong[: 5 - len(self.first_wrong)]:
+            cell = frame[self.names[j]].iloc[i]
+            self.first_wrong.append((frame.index[i], self.names[j], cell))
+        self.wrong_cells += len(wrong)
+        return None if len(wrong) else targets
+
+    def count_odd(self, frame, texts: list[str]) -> None:
+        """Note what is odd in the rows of a frame."""
+        self.rows += len(texts)
+        self.counts["blank line(s) skipped"] += frame.attrs["blank_lines"]
+        self.text_counts["are blank; they are kept"] += sum(map(is_blank, texts))
+        ids = [""] * len(texts)
+        if "id" in self.header:
+            ids = frame["id"].tolist()
+            self.id_hashes.append(np.array([hash(i) for i in ids], np.int64))
+        for row, id_, text in zip(frame.index, ids, texts, strict=True):
+            if "\n" in text and (n := self._count_records(text, id_)):
+                self.swallowed[str(row)] = n
+        for column in list(self.zero_one_columns):
+            cells = {cell.strip().lower() for cell in set(frame[column])}
+            if not cells <= set(TRUTH):
+                self.zero_one_columns.remove(column)
+
+    def count_known(self, hashes: np.ndarray, seen: np.ndarray) -> None:
+        """Note the texts that a run was trained on."""
+        warning = "are among those this run was trained on; scores on them are too good"
+        self.text_counts[warning] += int(np.isin(hashes, seen).sum())
+
+    def _count_records(self, text: str, id_: str) -> int:
+        """How many lines of a text look like rows of the file: with 0/1 in all places of the
+        labels, or with an id that continues the row's own."""
+        places = [self.header.index(name) for name in self.names if name in self.header]
+        found = 0
+        for n, line in enumerate(text.splitlines()[1:], 1):
+            cells = line.split(",")
+            complete = len(cells) == len(self.header)
+            alike = complete and places and all(cells[j] in TRUTH for j in places)
+            number = cells[self.header.index("id")] if "id" in self.header[: len(cells)] else ""
+            continues = id_.isdecimal() and number == str(int(id_) + n)
+            found += bool(alike) or continues
+        return found
+
+    # What was found
+
+    def warn_of_odd_rows(self) -> None:
+        """One warning for each kind of odd row."""
+        ids = np.concatenate(self.id_hashes)
+        odd = [(n, words) for words, n in self.counts.items()]
+        odd.append((len(ids) - len(np.unique(ids)), "ids occur more than once"))
+        odd += [(n, f"of {self.rows} texts {words}") for words, n in self.text_counts.items()]
+        if self.first_wrong:
+            row, name, _ = self.first_wrong[0]
+            problem = "no shares from 0 to 1" if self.soft else "not 0/1"
+            words = f"label cells are {problem} (first: row {row}, {name}) - no scores are printed"
+            odd.append((self.wrong_cells, words))
+        if self.swallowed:
+            rows = ", ".join([*self.swallowed][:5])
+            hint = 'a quote opens there and closes rows later; write it ""'
+            words = (
+                f"rows stand inside the text of row {rows}, and are lost: their ids too - {hint}"
+            )
+            odd.append((sum(self.swallowed.values()), words))
+        for count, words in odd:
+            if count:
+                warn(f"{self.path}: {count} {words}")
+
+    def check_rows(self) -> None:
+        """Of a training file, after its last row. UserError for cells that are not 0/1, for columns
+        that may be forgotten labels, and for no rows at all."""
+        if not self.rows:
+            raise UserError(f"{self.path}: a header and no rows - add rows")
+        if self.wrong_cells:
+            raise self._wrong_labels()
+        self._check_zero_one_columns()
+
+    def _check_zero_one_columns(self) -> None:
+        if not self.zero_one_columns:
+            return
+        columns = ", ".join(map(repr, self.zero_one_columns))
+        if self.labels_named:
+            print(f"no labels, though they hold 0 and 1 alone: {columns}")
+            return
+        choices = [*self.names, *self.zero_one_columns], self.names
+        commands = " or ".join(f"--labels {shlex.join(names)}" for names in choices)
+        raise UserError(f"{self.path}:1: {columns} could be labels too - say which: {commands}")
+
+    def _wrong_labels(self) -> UserError:
+        (row, name, cell), *others = self.first_wrong
+        found = repr(cell[:40])
+        rows = ", ".join(dict.fromkeys(str(r) for r, _, _ in others if r != row))
+        if self.wrong_cells > 1:
+            found += f"; also row {rows}" if rows else ""
+            found += f"; {self.wrong_cells} cells in all"
+        problem = "must be 0 or 1"
+        hint = "write 0 or 1 in each cell"
+        if self.soft:
+            problem = "must be a share from 0 to 1"
+            hint = "write a number in each cell"
+        elif not np.isnan(as_share(cell)):
+            hint += ", or use --soft-labels to learn shares as they are"
+        return UserError(f"{self.path}:{row} column {name!r}: {problem} ({found}) - {hint}")
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, control and format characters alone."""
+    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+
+
+def as_share(cell: str) -> float:
+    """A number from 0 to 1, or one of the words of TRUTH; else nan."""
+    x = TRUTH.get(cell, np.nan)
+    with contextlib.suppress(ValueError):
+        if cell.isascii() and "_" not in cell:  # float() takes 0_1 and other scripts' digits
+            x = float(cell)
+    return x if 0 <= x <= 1 else np.nan
+
+
+def check_texts(texts) -> list[str]:
+    """Texts that Python code gives: a str, a list of str or a Series, as a list.
+
+    UserError with the place of what is no str.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if type(texts).__name__ == "Series":
+        texts = texts.tolist()
+    if not isinstance(texts, (list, tuple)):
+        hint = "give a list of str, or one column, such as df['text']"
+        raise UserError(f"texts: is a {type(texts).__name__} - {hint}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            problem = f"is {text!r:.40}, a {type(text).__name__}"
+            raise UserError(f"texts[{i}]: {problem} - give a str, '' for a blank text")
+    return list(texts)
