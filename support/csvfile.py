@@ -7,6 +7,7 @@ import contextlib
 import csv
 import difflib
 import gzip
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,24 +39,39 @@ def check_file(path: str | Path, use: str) -> Path:
     raise UserError(f"{path}: no such file{hint}")
 
 
-# What other formats begin with: their name, and what makes a CSV of them.
+# What files begin with that are no CSV: what they are, and what makes a CSV of them.
+GZIP = b"\x1f\x8b"
 XLSX = 'pandas.read_excel("FILE").to_csv("new.csv", index=False), or save it as CSV'
 FORMATS = {
-    b"PK\x03\x04": ("a zip or Excel file", f"unpack it; of Excel's: {XLSX}"),
-    b"\x1f\x8b": ("a gzip file", "name it .csv.gz"),
-    b"PAR1": ("a Parquet file", 'pandas.read_parquet("FILE").to_csv("new.csv", index=False)'),
+    b"version https://git-lfs": (
+        "a Git LFS pointer, not the file",
+        "fetch the file, in its folder: git lfs pull",
+    ),
+    b"PK\x03\x04": ("a zip or Excel file, no CSV", f"unpack it; of Excel's: {XLSX}"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel file, no CSV", XLSX),
+    GZIP: ("a gzip file, no CSV", "name it .csv.gz"),
+    b"BZh": ("a bzip2 file, no CSV", "unpack it: bunzip2 FILE"),
+    b"\xfd7zXZ": ("an xz file, no CSV", "unpack it: unxz FILE"),
+    b"PAR1": (
+        "a Parquet file, no CSV",
+        'pandas.read_parquet("FILE").to_csv("new.csv", index=False)',
+    ),
+    b"SQLite format": ("an SQLite file, no CSV", "export the table as CSV"),
+    b"{": ("JSON, no CSV", 'pandas.read_json("FILE", lines=True).to_csv("new.csv", index=False)'),
+    b"[": ("JSON, no CSV", 'pandas.read_json("FILE").to_csv("new.csv", index=False)'),
+    b"<": ("HTML or XML, no CSV", "download the CSV itself, not a page about it"),
 }
 
 
 def check_format(path: Path) -> None:
     """UserError for a file that isn't what its name says, by its first bytes."""
-    if path.suffix == ".gz":
-        return
     with open(path, "rb") as f:
-        start = f.read(16).removeprefix(b"\xef\xbb\xbf")
-    for magic, (name, hint) in FORMATS.items():
+        start = f.read(64).removeprefix(b"\xef\xbb\xbf")
+    if path.suffix == ".gz" and start.startswith(GZIP):
+        return
+    for magic, (kind, hint) in FORMATS.items():
         if start.startswith(magic):
-            raise UserError(f"{path}: is {name}, no CSV - {hint.replace('FILE', path.name)}")
+            raise UserError(f"{path}: is {kind} - {hint.replace('FILE', path.name)}")
 
 
 def column_names(cells: list[str]) -> list[str]:
@@ -75,6 +91,9 @@ class CsvFile:
                 f"{path}:1: the file or its header is empty - it needs a header and rows"
             )
         header = column_names(header)
+        if re.fullmatch("sep=.?", header[0], re.IGNORECASE) and not any(header[1:]):
+            problem = f"{header[0]!r} is a line of Excel's, no header"
+            raise UserError(f"{path}:1: {problem} - remove it, and separate the fields by commas")
         duplicates = sorted({name for name in header if name and header.count(name) > 1})
         if duplicates:
             raise UserError(f"{path}:1 column {duplicates[0]!r}: duplicate name - rename one")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers as T
 from cases.models import GENERATORS
+from cases.odd_files import FORMATS
 from conftest import LABELS, make_rows, make_tokenizer, write_csv
 from safetensors.torch import load_file, save_file
 
@@ -247,27 +248,34 @@ def test_what_training_says_of_a_file_prediction_says_too(finished, capsys):
 # Files that are not what their name says
 
 
-@pytest.mark.parametrize(
-    "start, words",
-    [
-        (b"PK\x03\x04", "a zip or Excel file, no CSV - unpack it; of Excel's: pandas.read_excel"),
-        (b"\x1f\x8b\x08", "a gzip file, no CSV - name it .csv.gz"),
-        (b"PAR1", 'a Parquet file, no CSV - pandas.read_parquet("x.csv").to_csv'),
-    ],
-)
+@pytest.mark.parametrize("start, words", FORMATS)
 def test_the_first_bytes_tell_the_format(start, words, finished, bert, capsys):
     Path("x.csv").write_bytes(start + b"\x00\x01" * 40)
     assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
-    assert f"x.csv: is {words}" in error(capsys)
+    assert f"x.csv: is {words}" in error(capsys) and not Path("a").exists()
     assert predict.main(["--run", str(finished), "--input", "x.csv"]) == 2
-    assert f"x.csv: is {words}" in error(capsys)
+    assert f"x.csv: is {words}" in error(capsys) and not Path("submission.csv").exists()
 
 
-@pytest.mark.parametrize("start", [b"BZh91AY&SY\xd0", b"\xfd7zXZ\x00", b"SQLite format 3\x00"])
-def test_a_format_without_a_hint_is_refused_all_the_same(start, bert, capsys):
-    Path("x.csv").write_bytes(start + b"\x00\x01" * 40)
-    assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
-    assert "x.csv:" in error(capsys)
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_a_pointer_of_git_lfs_is_not_the_file(name, bert, capsys):
+    oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    lines = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n"
+    Path(name).write_text(lines)
+    assert train.main(["--model", str(bert), "--train", name, "--out", "a"]) == 2
+    line = error(capsys)
+    assert f"{name}: is a Git LFS pointer, not the file" in line and "git lfs pull" in line
+
+
+def test_the_json_line_makes_a_csv(bert, capsys):
+    """The pandas of both lines works as it is printed."""
+    table = pandas.DataFrame(make_rows(30), columns=["id", "text", *LABELS])
+    for lines in (True, False):
+        table.to_json("x.csv", orient="records", lines=lines)
+        assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
+        exec(error(capsys).split("no CSV - ")[1], {"pandas": pandas})
+        assert [row[1] for row in read("new.csv")] == ["text", *table["text"]]
+        Path("new.csv").unlink()
 
 
 # Names that print alike
