@@ -13,7 +13,7 @@ import typing
 from typing import Literal
 
 from config import Config
-from support.csvfile import check_file
+from support.csvfile import check_file, column_names
 from support.process import UserError, exit_codes
 
 
@@ -39,7 +39,7 @@ def parse(kind: type, argv: list[str] | None = None):
     if unknown := sorted(set(values) - set(known)):
         names = ", ".join(unknown)
         raise UserError(f"--config: unknown keys {names}; known are {', '.join(known)}")
-    config = checked(kind(**(values | given)))
+    config = with_plain_names(checked(kind(**(values | given))))
     if getattr(config, "valid", None) and (config.fold_column or config.folds not in (None, 1)):
         other = "--fold-column" if config.fold_column else "--folds"
         raise UserError(f"--valid gives the held-out rows - leave {other} out")
@@ -54,6 +54,19 @@ def checked(config):
     for f in dataclasses.fields(config):
         _check(f, getattr(config, f.name))
     return config
+
+
+def with_plain_names(config):
+    """The same settings, names of columns written as `CsvFile` reads them from a header."""
+    changed = {}
+    for name in ("labels", "text_column", "fold_column", "group_column"):
+        value = getattr(config, name, None)
+        if isinstance(value, str):
+            changed[name] = column_names([value])[0]
+        elif value:
+            changed[name] = column_names(value)
+    changed = {name: value for name, value in changed.items() if value != getattr(config, name)}
+    return checked(dataclasses.replace(config, **changed)) if changed else config
 
 
 def _parser(kind: type) -> Parser:

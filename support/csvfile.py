@@ -9,9 +9,10 @@ import difflib
 import gzip
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from support.hints import first_line, looks_like_data
 from support.process import UserError
 
 csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters refuses long texts
@@ -75,15 +76,20 @@ def check_format(path: Path) -> None:
 
 
 def column_names(cells: list[str]) -> list[str]:
+    """Names as they are compared: in Unicode NFC, without a byte order mark or spaces around."""
     return [unicodedata.normalize("NFC", cell.strip("\ufeff \t")) for cell in cells]
 
 
 class CsvFile:
     """A CSV file: its path, its column names, and its rows as DataFrames."""
 
-    def __init__(self, path: str | Path):
-        """UserError for an empty file, a duplicate column name, another format."""
+    def __init__(self, path: str | Path, names: Sequence[str] = ()):
+        """UserError for an empty file, a duplicate column name, another format.
+
+        `names`: of the labels that it should have.
+        """
         self.path = str(path)
+        self.names = list(names)
         check_format(check_file(path, "a CSV"))
         header = next(self._records(), [])
         if not any(header):
@@ -95,6 +101,8 @@ class CsvFile:
             problem = f"{header[0]!r} is a line of Excel's, no header"
             raise UserError(f"{path}:1: {problem} - remove it, and separate the fields by commas")
         duplicates = sorted({name for name in header if name and header.count(name) > 1})
+        if duplicates and looks_like_data(header):
+            raise self._no_header(header)
         if duplicates:
             raise UserError(f"{path}:1 column {duplicates[0]!r}: duplicate name - rename one")
         for separator in ";\t|" if len(header) == 1 else "":
@@ -107,6 +115,11 @@ class CsvFile:
     def columns_found(self) -> str:
         """For an error line."""
         return f"the columns are {', '.join(map(repr, self.header))[:300]}"
+
+    def _no_header(self, cells: list[str]) -> UserError:
+        problem = f"the first row looks like data: {', '.join(map(repr, cells))[:100]}"
+        hint = f"add a first line, the names of the columns: {first_line(len(cells), self.names)}"
+        return UserError(f"{self.path}:1: {problem} - {hint}")
 
     def frames(self, rows: int | None = None):
         """DataFrames of at most `rows` rows (None: all), cells as written, indexed by row number.

@@ -5,6 +5,7 @@ counted while it is read, and said once.
 """
 
 import contextlib
+import itertools
 import shlex
 import unicodedata
 from collections import Counter
@@ -14,6 +15,7 @@ import numpy as np
 
 from config import EMOTIONS, Config
 from support.csvfile import CsvFile
+from support.hints import looks_like_data, pandas_that_splits, similar, split_at_commas
 from support.process import UserError, warn
 
 TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
@@ -37,8 +39,7 @@ class InputCSV(CsvFile):
         labels, where they are not the run's; () for texts alone. `text_column`: as the user asked.
         With `training` every label column must be there, and -1 is no label.
         """
-        super().__init__(path)
-        self.names = list(config.labels if names is None else names)
+        super().__init__(path, config.labels if names is None else names)
         self.training = training
         self.soft = config.soft_labels
         self.named = []  # columns that a flag names, and so are no labels
@@ -87,12 +88,7 @@ class InputCSV(CsvFile):
             usual = dict.fromkeys([prefer, *TEXT_COLUMNS])
             candidates = [n for n in usual if n in self.header and n not in self.names]
         if not set(candidates) & set(self.header):
-            problem = f"no column {column!r}" if column else "no text column"
-            hint = "name it with --text-column"
-            if column and not self.names:  # of texts alone: they have the column of the training
-                problem = f"no text column {column!r}"
-                hint = "rename the one of the texts"
-            raise UserError(f"{self.path}:1: {problem}; {self.columns_found} - {hint}")
+            raise self._no_text_column(column)
         name = candidates[0]
         if name in self.names:
             raise UserError(f"--labels: {name!r} is the text column - name 0/1 columns only")
@@ -103,6 +99,21 @@ class InputCSV(CsvFile):
             print(f"text column: {name}")
         return name
 
+    def _no_text_column(self, column: str | None) -> UserError:
+        """`column`: the one that was asked for."""
+        if looks_like_data(self.header):
+            return self._no_header(self.header)
+        problem = f"no column {column!r}" if column else "no text column"
+        hint = "name it with --text-column"
+        if column and not self.names:  # of texts alone: they have the column of the training
+            problem = f"no text column {column!r}"
+            hint = "rename the one of the texts"
+        others = [name for name in self.header if name not in self.names]
+        close = similar([column] if column else TEXT_COLUMNS, others)
+        if close:
+            hint = f"did you mean {close}? {hint}"
+        return UserError(f"{self.path}:1: {problem}; {self.columns_found} - {hint}")
+
     def _check_columns(self) -> None:
         """Say which columns are missing: UserError in training, else a warning."""
         if "id" not in self.header:
@@ -111,14 +122,35 @@ class InputCSV(CsvFile):
         missing = [name for name in self.names if name not in self.header]
         lacks = f"no label column {', '.join(missing)}"
         if missing and self.training:
-            hint = "add it, or name others with --labels"
-            if len(missing) == len(self.names):
-                hint = (
-                    "name yours with --labels; label names in one column: docs/troubleshooting.md"
-                )
-            raise UserError(f"{self.path}:1: {lacks}; {self.columns_found} - {hint}")
+            raise UserError(f"{self.path}:1: {lacks}; {self._hint_for_labels(missing)}")
         if 0 < len(missing) < len(self.names):
             warn(f"{self.path}: {lacks} - no scores are printed")
+
+    def _hint_for_labels(self, missing: list[str]) -> str:
+        """What there is instead of the missing label columns, and what to do."""
+        used = ("id", self.text_column, *self.names, *self.named)
+        others = [name for name in self.header if name not in used]
+        close = similar(missing, others)
+        hint = "add it, or name others with --labels"
+        if corrected := split_at_commas(self.names, self.header):
+            hint = f"names are separated by spaces: {corrected}"
+        elif close:
+            hint = f"did you mean {close}? name it with --labels"
+        elif len(missing) == len(self.names):
+            if code := self._code_for_one_column(others):
+                return code
+            hint = "name yours with --labels; label names in one column: docs/troubleshooting.md"
+        return f"{self.columns_found} - {hint}"
+
+    def _code_for_one_column(self, others: list[str]) -> str | None:
+        """`pandas_that_splits` for these columns, by the first rows; None if some are 0/1: they may
+        be the labels."""
+        rows = itertools.islice(self._records(), 1, 300)
+        rows = [row for row in rows if len(row) == len(self.header)]
+        columns = {name: [row[self.header.index(name)] for row in rows] for name in others}
+        if any(set(cells) <= set(TRUTH) for cells in columns.values()):
+            return None
+        return pandas_that_splits(self.path, columns)
 
     def _check_named(self) -> None:
         """UserError for a column that a flag names and that isn't there, or is used otherwise."""
@@ -126,7 +158,8 @@ class InputCSV(CsvFile):
         used |= {self.text_column: "the text column", "id": "the id"}
         for name in self.named:
             if name not in self.header:
-                hint = "name one of them"
+                close = similar([name], self.header)
+                hint = f"did you mean {close}?" if close else "name one of them"
                 raise UserError(f"{self.path}:1: no column {name!r}; {self.columns_found} - {hint}")
             if name in used:
                 raise UserError(

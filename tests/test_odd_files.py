@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers as T
 from cases.models import GENERATORS
-from cases.odd_files import FORMATS
+from cases.odd_files import COMMAS, FORMATS, NEAR_MISSES, NO_HEADER, NO_NAMES
 from conftest import LABELS, make_rows, make_tokenizer, write_csv
 from safetensors.torch import load_file, save_file
 
@@ -281,19 +281,96 @@ def test_the_json_line_makes_a_csv(bert, capsys):
 # Names that print alike
 
 
-@pytest.mark.parametrize("column, given", [("A\u0308rger", "\u00c4rger"), ("joy ", "joy")])
-def test_names_that_print_alike_are_alike(column, given, bert):
-    write_csv(Path("t.csv"), [r[:3] for r in make_rows(30)], ["id", "text", column])
-    argv = ["--model", str(bert), "--train", "t.csv", "--labels", given, "--folds", "2"]
-    assert train.main([*argv, "--epochs", "1", "--fold", "0", "--out", "a"]) == 0
+def test_names_that_print_alike_are_alike(bert, finished, capsys):
+    """Of labels and of columns, on the command line and in --config."""
+    header = ["id", " tweet", "A\u0308rger", "joy ", "\u0394 part", "autho\u0301r"]
+    rows = [[*r[:4], str(i % 2), str(i)] for i, r in enumerate(make_rows(30))]
+    write_csv(Path("t.csv"), rows, header)
+    flags = ["--labels", "\u00c4rger", " joy", "--text-column", "tweet\t"]
+    argv = ["--model", str(bert), "--train", "t.csv", "--epochs", "1", "--fold", "0"]
+    columns = ["--fold-column", " \u0394 part ", "--group-column", "auth\u00f3r "]
+    assert train.main([*argv, *flags, *columns, "--out", "a"]) == 0
+    kept = json.loads(Path("a/config.json").read_text())
+    assert kept["labels"] == ["\u00c4rger", "joy"] and kept["text_column"] == "tweet"
+    assert (kept["fold_column"], kept["group_column"]) == ("\u0394 part", "auth\u00f3r")
+    settings = {"labels": ["A\u0308rger ", "joy"], "text_column": " tweet"}
+    Path("c.json").write_text(json.dumps(settings))
+    config = ["--config", "c.json", *columns]
+    assert train.main([*argv, *config, "--out", "a"]) == 0
+    assert "finished before" in capsys.readouterr().out  # the same run
+    argv = ["--run", str(finished), "--input", "t.csv", "--text-column", "tweet "]
+    assert predict.main(argv) == 0
 
 
-def test_a_near_miss_is_shown_as_it_is_written(bert, capsys):
-    write_csv(Path("t.csv"), [r[:4] for r in make_rows(30)], ["id", "text", "very  happy", "sad"])
-    argv = ["--model", str(bert), "--train", "t.csv", "--out", "a", "--labels"]
-    assert train.main([*argv, "very happy", "sad"]) == 2
-    assert "no label column very happy" in (line := error(capsys))
-    assert "the columns are 'id', 'text', 'very  happy', 'sad' - add it" in line
+@pytest.mark.parametrize("names", [[" "], ["joy", "joy "], ["a\u0308", "\u00e4"], [" id"]])
+def test_names_are_checked_as_they_are_compared(names, bert, train_csv, capsys):
+    argv = ["--model", str(bert), "--train", str(train_csv), "--out", "a", "--labels", *names]
+    assert train.main(argv) == 2 and "--labels" in error(capsys) and not Path("a").exists()
+
+
+@pytest.mark.parametrize("header, flags, words", NEAR_MISSES)
+def test_a_near_miss_is_shown_as_it_is_written(header, flags, words, bert, capsys):
+    rows = [[*r[:4], str(i % 2)] for i, r in enumerate(make_rows(30))]
+    write_csv(Path("t.csv"), rows, header.split(","))
+    argv = ["--model", str(bert), "--train", "t.csv", "--out", "a", *flags]
+    assert train.main(argv) == 2 and not Path("a").exists()
+    line = error(capsys)
+    assert f"the columns are {', '.join(map(repr, header.split(',')))} - {words}" in line
+
+
+def test_prediction_names_a_text_column_that_is_close(finished, capsys):
+    write_csv(Path("n.csv"), [r[:2] for r in make_rows(3)], ["id", "Tweets"])
+    argv = ["--run", str(finished), "--input", "n.csv", "--text-column", "tweet"]
+    assert predict.main(argv) == 2 and not Path("submission.csv").exists()
+    assert "no column 'tweet'; the columns are 'id', 'Tweets' - did you mean 'Tweets'?" in error(
+        capsys
+    )
+
+
+@pytest.mark.parametrize("given, corrected", COMMAS)
+def test_commas_between_label_names(given, corrected, bert, capsys):
+    header = ["id", "text", "joy", "very happy"]
+    write_csv(Path("t.csv"), [r[:4] for r in make_rows(30)], header)
+    argv = ["--model", str(bert), "--train", "t.csv", "--folds", "2", "--epochs", "1"]
+    argv += ["--fold", "0", "--out", "a"]
+    assert train.main([*argv, *given]) == 2 and not Path("a").exists()
+    hint = f" - names are separated by spaces: {corrected}"
+    assert (line := error(capsys)).endswith(hint), line
+    assert train.main([*argv, *shlex.split(corrected)]) == 0  # as it is printed
+
+
+def test_a_label_name_with_a_comma_is_one_name(bert, capsys):
+    write_csv(Path("t.csv"), [r[:5] for r in make_rows(30)], ["id", "text", "joy,fear", "joy", "x"])
+    argv = ["--model", str(bert), "--train", "t.csv", "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--fold", "0", "--out", "a", "--labels", "joy,fear", "joy"]) == 0
+    assert "warning: --labels" not in capsys.readouterr().err
+    assert train.main([*argv, "--out", "b", "--labels", "joy,fear", "joy,x"]) == 2
+    assert "separated by spaces: --labels joy,fear joy x" in error(capsys)
+
+
+# No header
+
+
+@pytest.mark.parametrize("row, first_line", NO_HEADER)
+def test_a_table_without_a_header_is_recognised(row, first_line, finished, bert, capsys):
+    Path("t.csv").write_text(f"{row}\n" * 20)
+    argv = ["--model", str(bert), "--train", "t.csv", "--out", "a", "--labels", "joy", "anger"]
+    assert train.main(argv) == 2 and not Path("a").exists()
+    line = error(capsys)
+    assert "t.csv:1: the first row looks like data" in line
+    assert line.endswith(f"add a first line, the names of the columns: {first_line}")
+    assert predict.main(["--run", str(finished), "--input", "t.csv"]) == 2
+    assert "t.csv:1: the first row looks like data" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    "header", ["id,words,0,1", "comment,0,1", ",0,1,2", "a b,c d,e", "id,17,a b"]
+)
+def test_a_header_does_not_look_like_data(header, bert, capsys):
+    Path("t.csv").write_text(f"{header}\n1,a,0,1\n")
+    argv = ["--model", str(bert), "--train", "t.csv", "--out", "a", "--labels", "0", "1"]
+    assert train.main(argv) == 2
+    assert "no text column" in error(capsys)
 
 
 # What is printed
@@ -311,23 +388,71 @@ def test_the_next_command_works_when_it_is_pasted(bert, capsys):
 # One column of label names
 
 
-@pytest.mark.parametrize("how", ["#", "|", ";", "list"])
-def test_label_names_in_one_column_are_split_as_the_documents_show(how, bert, capsys):
-    wanted = [[n for n, on in zip(LABELS, r[2:], strict=True) if on == "1"] for r in make_rows(40)]
-    cells = [str(names) if how == "list" else how.join(names) for names in wanted]
-    rows = [[*r[:2], cell] for r, cell in zip(make_rows(40), cells, strict=True)]
-    write_csv(Path("x.csv"), rows, ["id", "text", "emotion"])
-    assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
+def names_of_rows(separator: str) -> tuple[list, list]:
+    """Rows of id, text, a cell of label names, yes or no; and the names of each row."""
+    rows = []
+    wanted = []
+    for r in make_rows(40):
+        names = [name for name, cell in zip(LABELS, r[2:], strict=True) if cell == "1"]
+        if separator in ("one", "number"):
+            names = names[:1] or ["joy"]
+        cell = separator.join(names)
+        if separator == "list":
+            cell = str(names)
+        elif separator == "number":
+            names = [str(LABELS.index(names[0]))]
+        if separator in ("one", "number"):
+            cell = names[0]
+        rows.append([*r[:2], cell, r[2]])
+        wanted.append(names)
+    return rows, wanted
+
+
+SEPARATORS = ["#", "|", ";", "list"]
+
+
+@pytest.mark.parametrize("separator", [*SEPARATORS, ", ", " | ", "one", "number"])
+def test_label_names_in_one_column_come_with_the_pandas_that_splits_them(separator, bert, capsys):
+    """The line works as it is printed, and what it writes can be trained on."""
+    rows, wanted = names_of_rows(separator)
+    Path("my files").mkdir()
+    header = ["id", "text", "Label", "source"]
+    rows = [[*row[:3], "ab"[i % 2]] for i, row in enumerate(rows)]
+    write_csv(Path("my files/it's.csv"), rows, header)
+    argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--fold", "0", "--out", "a"]
+    assert train.main([*argv, "--train", "my files/it's.csv"]) == 2 and not Path("a").exists()
     line = error(capsys)
-    assert "x.csv:1: no label column anger" in line and "the columns are 'id', 'text'" in line
-    assert line.endswith("label names in one column: docs/troubleshooting.md")
+    assert "it's.csv:1: no label column anger, fear, joy, sadness, surprise; column 'Label'" in line
+    exec(line.split("make a 0/1 column of each: ")[1])
+    header, *found = read("new.csv")
+    assert header == ["id", "text", "source", *sorted({x for names in wanted for x in names})]
+    for row, names in zip(found, wanted, strict=True):
+        there = [name for name, cell in zip(header, row, strict=True) if cell == "1"]
+        assert [name for name in there if name != "id"] == sorted(names)
+    assert train.main([*argv, "--train", "new.csv", "--labels", *header[3:]]) == 0
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_label_names_in_one_column_are_split_as_the_documents_show(separator):
+    rows, wanted = names_of_rows(separator)
+    write_csv(Path("x.csv"), [row[:3] for row in rows], ["id", "text", "emotion"])
     document = (Path(train.__file__).parent / "docs/troubleshooting.md").read_text()
     plain, of_lists = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
-    exec(of_lists if how == "list" else plain.replace("|", how))
+    exec(of_lists if separator == "list" else plain.replace("|", separator))
     header, *found = read("my.csv")
     assert header == ["id", "text", *sorted(LABELS)]
     for row, names in zip(found, wanted, strict=True):
         assert [n for n, cell in zip(header, row, strict=True) if cell == "1"] == sorted(names)
+
+
+@pytest.mark.parametrize("header, cells", NO_NAMES)
+def test_other_columns_are_no_column_of_label_names(header, cells, bert, capsys):
+    rows = [[*r[:2], *(str(cell(i)) for cell in cells)] for i, r in enumerate(make_rows(40))]
+    write_csv(Path("x.csv"), rows, ["id", "text", *header])
+    assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
+    assert error(capsys).endswith(
+        "name yours with --labels; label names in one column: docs/troubleshooting.md"
+    )
 
 
 # Weights and models that don't fit

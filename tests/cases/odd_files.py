@@ -20,3 +20,61 @@ FORMATS = [  # first bytes of the file; words of the error
         "a Git LFS pointer, not the file - fetch the file, in its folder: git lfs pull",
     ),
 ]
+
+NEAR_MISSES = [  # header; flags; the hint
+    (
+        "id,text,very  happy,sad,x",
+        ["--labels", "very happy", "sad"],
+        "did you mean 'very  happy'? name it with --labels",
+    ),
+    (
+        "id,text,Joy,Angry,x",
+        ["--labels", "joy", "angr"],
+        "did you mean 'Joy', 'Angry'? name it with --labels",
+    ),
+    ("id,text,joy,anger,x", ["--labels", "joy", "hope"], "add it, or name others with --labels"),
+    ("id,text,joy,joys,x", ["--labels", "joys", "joyss"], "add it, or name others with --labels"),
+    (
+        "id,tweets,joy,anger,x",
+        ["--labels", "joy", "--text-column", "tweet"],
+        "did you mean 'tweets'? name it with --text-column",
+    ),
+    ("id,Text,joy,anger,x", ["--labels", "joy"], "did you mean 'Text'? name it with --text-column"),
+    ("id,said,Text,anger,x", ["--labels", "Text"], "name it with --text-column"),
+    (
+        "id,text,joy,anger,Part",
+        ["--labels", "joy", "--fold-column", "part"],
+        "did you mean 'Part'?",
+    ),
+    (
+        "id,text,joy,anger,author_id",
+        ["--labels", "joy", "--group-column", "author id"],
+        "did you mean 'author_id'?",
+    ),
+    ("id,text,joy,anger,x", ["--labels", "joy", "--group-column", "author"], "name one of them"),
+]
+
+COMMAS = [  # flags; the flag as the message shows it, for a table of the labels joy and very happy
+    (["--labels", "joy,very happy"], "--labels joy 'very happy'"),
+    (["--labels", "joy,", "very happy"], "--labels joy 'very happy'"),
+    (["--labels", "very happy , joy,"], "--labels 'very happy' joy"),
+]
+
+NO_HEADER = [  # the first row of a table of the labels joy and anger; the line that it lacks
+    ("17,i am so happy,0,1", "id,text,joy,anger"),
+    ("1,i am so happy,1,0", "id,text,joy,anger"),
+    ("17,hello,0,0", "id,text,joy,anger"),
+    ("x3f,i am so happy,1,1", "id,text,joy,anger"),
+    ("17,i am so happy", "id,text"),
+    ("17,i am so happy,0", "id,text,..."),
+    ("-3.5,été à la plage", "id,text"),
+]
+
+NO_NAMES = [  # other columns; what makes a cell of row i
+    (["Hope", "rater"], [lambda i: i % 2, lambda i: "ab"[i % 2]]),  # 0 and 1: a label to be named
+    (["rater"], [lambda i: i % 4]),
+    (["label"], [lambda i: "a"]),
+    (["note"], [lambda i: f"note {i}"]),
+    (["answer"], [lambda i: "a long answer " * 4 + "ab"[i % 2]]),
+    ([], []),
+]

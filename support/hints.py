@@ -1,0 +1,108 @@
+"""What a person may have meant where a column isn't there: the hints of error lines."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+
+# Usual names of a column of label names.
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "emotion",
+    "emotions",
+    "category",
+    "categories",
+    "class",
+    "tags",
+)
+LONGEST_NAME = 40  # characters; longer cells are texts
+
+
+def similar(names: Iterable[str], columns: Sequence[str]) -> str:
+    """The columns that are close to one of the names, as an error line shows them; '' for none.
+
+    Upper and lower case count as close.
+    """
+    by_key = {column.casefold(): column for column in columns}
+    found = []
+    for name in names:
+        found += difflib.get_close_matches(name.casefold(), by_key, 1, cutoff=0.8)
+    return ", ".join(repr(by_key[key]) for key in dict.fromkeys(found))
+
+
+def split_at_commas(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The flag for names that were separated by commas; None where that is not what happened."""
+    parts = []
+    for name in names:
+        parts += [name] if name in columns else re.split(r"\s*,\s*", name)
+    parts = [part for part in dict.fromkeys(parts) if part]
+    if parts == list(names) or not set(parts) & set(columns):
+        return None
+    return f"--labels {shlex.join(parts)}"
+
+
+def looks_like_data(cells: Sequence[str]) -> bool:
+    """Whether a first row is one of the rows: a number beside words, or 0 or 1 more than once."""
+    if {"id", "text"} & set(cells):
+        return False
+    numbers = [cell for cell in cells if re.fullmatch(r"-?\d+(\.\d+)?", cell)]
+    words = any(re.search(r"[^\W\d_]+ +\S", cell) for cell in cells)
+    labels = [cell for cell in numbers if cell in ("0", "1", "0.0", "1.0")]
+    return bool(numbers) and words or len(labels) > len(set(labels))
+
+
+def first_line(width: int, names: Sequence[str]) -> str:
+    """A header for a table of `width` columns; `names` are its labels, where it has them."""
+    if width == 2 + len(names):
+        return ",".join(["id", "text", *names])
+    return "id,text" if width == 2 else "id,text,..."
+
+
+def pandas_that_splits(path: str, columns: dict[str, list[str]]) -> str | None:
+    """Words and pandas that make a 0/1 column of each label name, where a column holds such names.
+
+    `columns`: cells of each column that may be it.
+    """
+    candidates = [name for name, cells in columns.items() if _holds_names(name, cells)]
+    if not candidates:
+        return None
+    usual = [name for name in candidates if name.lower() in LABEL_COLUMNS]
+    column = [*usual, *candidates][0]
+    cells = columns[column]
+    separator = _separator(cells)
+    sign = re.escape(separator)
+    unwanted = []
+    if _are_lists(cells):
+        unwanted.append(r"[]['\"]")
+    if any(re.search(rf" {sign}|{sign} ", cell) for cell in cells):
+        unwanted.append(rf" +(?={sign})|(?<={sign}) +")
+    clean = f".str.replace(r'''{'|'.join(unwanted)}''', '', regex=True)" if unwanted else ""
+    return (
+        f"column {column!r} holds label names - make a 0/1 column of each: import pandas; "
+        f"df = pandas.read_csv({path!r}, dtype=str, keep_default_na=False); "
+        f"df.drop(columns={column!r}).join(df[{column!r}]{clean}.str.get_dummies({separator!r}))"
+        '.to_csv("new.csv", index=False)'
+    )
+
+
+def _are_lists(cells: list[str]) -> bool:
+    return any(cells) and all(cell.startswith("[") for cell in cells if cell)
+
+
+def _separator(cells: list[str]) -> str:
+    if _are_lists(cells):
+        return ","
+    found = [sign for sign in "#|;," if any(sign in cell for cell in cells)]
+    return found[0] if found else "|"
+
+
+def _holds_names(column: str, cells: list[str]) -> bool:
+    """Whether the cells have few, short names in common; numbers only in a column of labels."""
+    separator = _separator(cells)
+    names = {part.strip(" []'\"") for cell in cells for part in cell.split(separator)} - {""}
+    if not 1 < len(names) <= max(2, len(cells) // 2):
+        return False
+    if all(name.isdecimal() for name in names) and column.lower() not in LABEL_COLUMNS:
+        return False
+    return max(map(len, names)) <= LONGEST_NAME
