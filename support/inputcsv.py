@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from config import EMOTIONS, Config
-from support.csvfile import CsvFile
+from support.csvfile import CsvFile, column_names
 from support.hints import looks_like_data, pandas_that_splits, similar, split_at_commas
 from support.process import UserError, warn
 
 TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+REPEATED = "rows repeat the header - remove them"
 TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
 
 
@@ -197,7 +198,10 @@ class InputCSV(CsvFile):
         """Note what is odd in the rows of a frame."""
         self.rows += len(texts)
         self.counts["blank line(s) skipped"] += frame.attrs["blank_lines"]
+        self.counts[REPEATED] += self._count_headers(frame)
         self.text_counts["are blank; they are kept"] += sum(map(is_blank, texts))
+        with_nul = sum("\0" in text for text in texts)
+        self.text_counts["hold NUL characters; most tokenizers drop them"] += with_nul
         ids = [""] * len(texts)
         if "id" in self.header:
             ids = frame["id"].tolist()
@@ -214,6 +218,12 @@ class InputCSV(CsvFile):
         """Note the texts that a run was trained on."""
         warning = "are among those this run was trained on; scores on them are too good"
         self.text_counts[warning] += int(np.isin(hashes, seen).sum())
+
+    def _count_headers(self, frame) -> int:
+        """How many rows repeat the header, as in files that were joined."""
+        first = column_names(frame.iloc[:, 0].tolist())
+        places = [i for i, cell in enumerate(first) if cell == self.header[0]]
+        return sum(column_names(frame.iloc[i].tolist()) == self.header for i in places)
 
     def _count_records(self, text: str, id_: str) -> int:
         """How many lines of a text look like rows of the file: with 0/1 in all places of the
@@ -287,6 +297,8 @@ class InputCSV(CsvFile):
             hint = "write a number in each cell"
         elif not np.isnan(as_share(cell)):
             hint += ", or use --soft-labels to learn shares as they are"
+        if column_names([cell]) == [name] and self.counts[REPEATED]:
+            hint = f"{self.counts[REPEATED]} {REPEATED}"
         return UserError(f"{self.path}:{row} column {name!r}: {problem} ({found}) - {hint}")
 
 

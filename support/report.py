@@ -57,6 +57,7 @@ def print_data(
         f" | unknown tokens: {unknown:.2%}"
     )
     print_labels(y, fold, names)
+    warn_of_common_text(table, names)
     if unknown > 0.05:
         share = f"{unknown:.1%} of the tokens"
         warn(f"{share} are unknown to this tokenizer (emoji or another script?)")
@@ -76,6 +77,23 @@ def print_labels(y: np.ndarray, fold: np.ndarray, names: list[str]) -> None:
         if total == max(held_out) or not any(held_out) or total < max(5, len(held_out)):
             few = f"{total} positives for {len(held_out)} folds, {sum(held_out)} of them held out"
             warn(f"label {name}: {few} - its scores will mean little")
+        elif y[:, j].all():
+            warn(f"label {name}: all {total} rows have it - its scores will mean little")
+
+
+def warn_of_common_text(table: Table, names: list[str]) -> None:
+    """A warning where one text is that of many rows; with the shares of its labels."""
+    rows = np.flatnonzero(table.scored)
+    _, text, copies = np.unique(table.hashes[rows], return_inverse=True, return_counts=True)
+    n = copies.max()
+    if n < max(10, len(rows) / 100):
+        return
+    rows = rows[text == copies.argmax()]
+    y = table.y[rows]
+    order = np.argsort(-y.mean(0), kind="stable")[:5]
+    shares = [f"{names[j]} {y[:, j].mean():.2f}" for j in order if y[:, j].any()]
+    start = table.texts[rows[0]][:40]
+    warn(f"{n} rows have the text {start!r}; its labels: {', '.join(shares) or 'none'}")
 
 
 def fold_line(k: int, train_rows: int, val_rows: int, size: str) -> str:

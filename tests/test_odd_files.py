@@ -245,6 +245,78 @@ def test_what_training_says_of_a_file_prediction_says_too(finished, capsys):
     assert "n.csv: 1 ids occur more than once" in err
 
 
+# Rows that are odd in many places: said once, with a count
+
+
+def warnings_of(capsys) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning: ")]
+
+
+def test_rows_that_repeat_the_header_are_counted(finished, bert, capsys):
+    """Files that were joined, the second with a byte order mark."""
+    rows = [r[:2] for r in make_rows(6)]
+    joined = [*rows, ["\ufeffid", " text"], *rows, ["id", "text"], ["id", "a text"]]
+    write_csv(Path("n.csv"), joined, ["id", "text"])
+    assert predict.main(["--run", str(finished), "--input", "n.csv"]) == 0
+    found = [line for line in warnings_of(capsys) if "header" in line]
+    assert found == ["warning: n.csv: 2 rows repeat the header - remove them"]
+    header = ["id", "text", *LABELS]
+    write_csv(Path("t.csv"), [*make_rows(9), header, *make_rows(9), header], header)
+    argv = ["--model", str(bert), "--train", "t.csv", "--out", "a"]
+    for flags in ([], ["--soft-labels"]):
+        assert train.main([*argv, *flags]) == 2 and not Path("a").exists()
+        line = error(capsys)
+        assert "t.csv:11 column 'anger': must be" in line
+        assert (
+            line.endswith(
+                "('anger'; also row 21; 10 cells in all) - 2 rows repeat the header - remove them"
+            )
+            or "also row" not in line
+        ), line
+    write_csv(Path("t.csv"), [*make_rows(9), ["1", "x", "anger", *"0000"]], header)
+    assert train.main(argv) == 2 and error(capsys).endswith("write 0 or 1 in each cell")
+
+
+def test_texts_with_nul_are_counted(finished, bert, capsys):
+    rows = make_rows(30)
+    for i in (3, 7, 8):
+        rows[i][1] += "\0\0"
+    write_csv(Path("t.csv"), rows)
+    words = "t.csv: 3 of 30 texts hold NUL characters; most tokenizers drop them"
+    argv = ["--model", str(bert), "--train", "t.csv", "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--fold", "0", "--out", "a"]) == 0
+    assert [x for x in warnings_of(capsys) if "NUL" in x] == [f"warning: {words}"]
+    assert predict.main(["--run", str(finished), "--input", "t.csv"]) == 0
+    assert [x for x in warnings_of(capsys) if "NUL" in x] == [f"warning: {words}"]
+
+
+def test_a_label_that_every_row_has_is_said(bert, capsys):
+    rows = [[*r[:2], "1", *r[3:]] for r in make_rows(30)]
+    write_csv(Path("t.csv"), rows)
+    argv = ["--model", str(bert), "--train", "t.csv", "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--fold", "0", "--out", "a"]) == 0
+    found = [x for x in warnings_of(capsys) if "anger" in x]
+    assert found == ["warning: label anger: all 30 rows have it - its scores will mean little"]
+    rows[4][2] = "0"
+    write_csv(Path("t.csv"), rows)
+    assert train.main([*argv, "--fold", "0", "--out", "b"]) == 0
+    assert not [x for x in warnings_of(capsys) if "anger" in x]
+
+
+@pytest.mark.parametrize("copies", [9, 10, 12])
+def test_the_text_of_many_rows_is_shown_with_its_labels(copies, bert, capsys):
+    rows = make_rows(40)
+    for i in range(copies):
+        rows[i][1:] = ["Good  Morning" if i else "good morning", "0", "1", str(i % 2), "0", "0"]
+    write_csv(Path("t.csv"), rows)
+    argv = ["--model", str(bert), "--train", "t.csv", "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--fold", "0", "--out", "a"]) == 0
+    words = f"{copies} rows have the text 'good morning'; its labels: fear 1.00, joy 0.50"
+    found = [x for x in warnings_of(capsys) if "the text" in x]
+    assert found == ([f"warning: {words}"] if copies >= 10 else [])
+
+
 # Files that are not what their name says
 
 
