@@ -125,7 +125,9 @@ class PredictConfig:
 
     run: str | None = arg(None, "run folder (default: the run in runs/ that finished last)")
     input: str = arg(str(HERE / "examples/test.csv"), "CSV with the texts (.csv or .csv.gz)")
-    output: str = arg("submission.csv", "CSV to write: id and a 0/1 column per label (or .csv.gz)")
+    output: str = arg(
+        "submission.csv", "CSV to write: id, a 0/1 column per label (or .csv.gz, .tsv)"
+    )
     probabilities: str | None = arg(None, "also write the averaged probabilities to this CSV")
     thresholds: str | None = arg(None, "th.npy, or a number for all labels (default: the run's)")
     calibrate: bool = arg(False, "correct probabilities by label (Platt, on out-of-fold rows)")

@@ -1,4 +1,7 @@
-"""The CSV files that predict.py writes: paths checked first, rows appended chunk by chunk."""
+"""The CSV files that predict.py writes: paths checked first, rows appended chunk by chunk.
+
+A file named .tsv has tabs for commas.
+"""
 
 import contextlib
 import csv
@@ -15,7 +18,7 @@ from support.csvfile import check_file
 from support.process import UserError
 from support.files import commit, locked, read_json, write_json, writing
 
-ENDINGS = (".csv", ".csv.gz")
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
@@ -45,7 +48,7 @@ def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
         if not os.access(path.parent, os.W_OK):
             raise UserError(f"{path.parent}: not writable - choose another folder")
         if not path.name.endswith(ENDINGS):
-            raise UserError(f"{path}: name it .csv or .csv.gz")
+            raise UserError(f"{path}: name it .csv, .csv.gz, .tsv or .tsv.gz")
         part = Path(f"{path}.part")
         occupied = os.listdir(part) if os.path.isdir(part) else os.path.lexists(part)
         if occupied and not os.path.exists(part / "lock"):
@@ -53,20 +56,26 @@ def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
     return paths
 
 
-def csv_text(rows: list[list]) -> str:
+def csv_text(rows: list[list], delimiter: str = ",") -> str:
     """Rows as CSV that reads back the same: a lone carriage return wants quotes everywhere."""
     text = io.StringIO()
     bare = any("\r" in x for row in rows for x in row if isinstance(x, str))
     quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(rows)
     return text.getvalue()
 
 
-def to_csv(ids: list[str], values: np.ndarray, names: list[str], header: bool) -> str:
+def to_csv(
+    ids: list[str], values: np.ndarray, names: list[str], header: bool, delimiter: str = ","
+) -> str:
     """Rows of id and values (0/1, or probabilities to 9 digits) as CSV text."""
     cell = int if values.dtype == bool else "{:.9g}".format
     rows = [[i, *map(cell, row)] for i, row in zip(ids, values.tolist(), strict=True)]
-    return csv_text([["id", *names], *rows] if header else rows)
+    return csv_text([["id", *names], *rows] if header else rows, delimiter)
+
+
+def delimiter_of(path: Path) -> str:
+    return "\t" if path.name.endswith((".tsv", ".tsv.gz")) else ","
 
 
 class GrowingCSV:
@@ -102,7 +111,8 @@ class GrowingCSV:
     def append(self, ids: list[str], progress: list, *values: np.ndarray) -> None:
         """Write one chunk: the values of each file as text, and how far the files are with it."""
         header = self.chunks == 0
-        texts = [to_csv(ids, v, self.names, header) for v in values[: len(self.paths)]]
+        files = zip(self.paths, values, strict=False)  # probabilities may have no file
+        texts = [to_csv(ids, v, self.names, header, delimiter_of(path)) for path, v in files]
         self.done += len(ids)
         chunk = {"key": self.key, "done": self.done, "progress": progress, "texts": texts}
         write_json(self.place(self.chunks), chunk, seal=True)
