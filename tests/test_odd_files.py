@@ -288,8 +288,9 @@ def test_rows_that_repeat_the_header_are_counted(finished, bert, capsys):
         line = error(capsys)
         assert "t.csv:11 column 'anger': must be" in line
         assert line.endswith("10 cells in all) - 2 rows repeat the header - remove them")
-    write_csv(Path("t.csv"), [*make_rows(9), ["1", "x", "anger", *"0000"]], header)
-    assert train.main(argv) == 2 and error(capsys).endswith("write 0 or 1 in each cell")
+    for odd in ([["1", "x", "anger", *"0000"]], [["1", "x", "2", *"0000"], header]):
+        write_csv(Path("t.csv"), [*make_rows(9), *odd], header)
+        assert train.main(argv) == 2 and error(capsys).endswith("write 0 or 1 in each cell")
 
 
 def test_texts_with_nul_are_counted(finished, bert, capsys):

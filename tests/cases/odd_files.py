@@ -33,6 +33,7 @@ NEAR_MISSES = [  # header; flags; the hint
         "did you mean 'Joy', 'Angry'? name it with --labels",
     ),
     ("id,text,joy,anger,x", ["--labels", "joy", "hope"], "add it, or name others with --labels"),
+    ("id,text,hope,calm,x", ["--labels", "rage,woe"], "name yours with --labels"),
     ("id,text,joy,joys,x", ["--labels", "joys", "joyss"], "add it, or name others with --labels"),
     (
         "id,tweets,joy,anger,x",
