@@ -184,6 +184,90 @@ def test_byte_dropout_drops_as_asked_and_repeats():
     assert abs(pairs - 0.01) < 0.001  # neighbours are independent
 
 
+def attention_case() -> tuple[list[torch.Tensor], torch.nn.Module, torch.Tensor]:
+    """query, key, value (2, 4, 7, 8), a module that looks both ways, a mask of padding."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 4, 7, 8, requires_grad=True) for _ in range(3)]
+    module = torch.nn.Module()
+    module.is_causal = False
+    mask = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    mask[1, ..., 5:] = False
+    return tensors, module, mask
+
+
+def sdpa(tensors: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+    plain = torch.nn.functional.scaled_dot_product_attention
+    return plain(*tensors, mask, scale=0.3).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["no mask", "booleans", "numbers"])
+def test_byte_attention_is_sdpa_but_for_the_masks(kind, monkeypatch):
+    """With dropout's mask taken away, the output and the gradients are SDPA's."""
+    tensors, module, mask = attention_case()
+    lowest = torch.finfo(torch.float32).min
+    numbers = torch.zeros(2, 1, 7, 7).masked_fill(~mask, lowest)
+    mask = {"no mask": None, "booleans": mask, "numbers": numbers}[kind]
+    drops = []
+    monkeypatch.setattr(dropout, "byte_dropout", lambda x, p: drops.append(p) or x)
+    plain = sdpa(tensors, mask)
+    weight = torch.randn(plain.shape)
+    wanted = torch.autograd.grad((plain * weight).sum(), tensors)
+    for p in (0.0, 0.1):
+        out, _ = dropout.byte_attention(module, *tensors, mask, dropout=p, scaling=0.3)
+        assert torch.allclose(out, plain, atol=1e-6)
+        for grad, want in zip(
+            torch.autograd.grad((out * weight).sum(), tensors), wanted, strict=True
+        ):
+            assert torch.allclose(grad, want, atol=1e-5)
+    assert drops == [0.1]
+
+
+def test_byte_attention_is_sdpa_on_average_and_repeats():
+    tensors, module, mask = attention_case()
+    options = {"dropout": 0.2, "scaling": 0.3}
+    with torch.no_grad():
+        torch.manual_seed(3)
+        draws = [dropout.byte_attention(module, *tensors, mask, **options)[0] for _ in range(4000)]
+        torch.manual_seed(3)
+        again, _ = dropout.byte_attention(module, *tensors, mask, **options)
+        assert torch.equal(draws[0], again) and not torch.equal(draws[0], draws[1])
+        assert (torch.stack(draws).mean(0) - sdpa(tensors, mask)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("case", ["causal", "asked to be", "bias", "grouped", "another device"])
+def test_byte_attention_leaves_the_rest_to_transformers(case, monkeypatch):
+    tensors, module, _ = attention_case()
+    options = {"dropout": 0.1}
+    module.is_causal = case == "causal"
+    module.num_key_value_groups = 2 if case == "grouped" else 1
+    if case == "asked to be":
+        options["is_causal"] = True
+    if case == "bias":
+        options["position_bias"] = torch.zeros(1)
+    if case == "another device":
+        tensors = [x.to("meta") for x in tensors]
+    calls = []
+    monkeypatch.setattr(dropout, "sdpa_attention_forward", lambda *a, **k: calls.append(k))
+    dropout.byte_attention(module, *tensors, None, **options)
+    assert calls == [options]
+
+
+def test_attention_drops_with_the_faster_masks_in_training_alone(bert, monkeypatch):
+    encoder = load_encoder(str(bert))
+    _, batch = batch_of(make_tokenizer())
+    dropout.fast_dropout(encoder)
+    shapes = []
+    monkeypatch.setattr(dropout, "byte_dropout", lambda x, p: shapes.append(x.shape) or x)
+    with torch.no_grad():
+        trained = encoder.train()(**batch).last_hidden_state
+        assert shapes.count((4, 2, 14, 14)) == 2  # the attention weights of two layers
+        number = len(shapes)
+        found = encoder.eval()(**batch).last_hidden_state
+        assert len(shapes) == number
+        assert torch.allclose(trained, found, atol=1e-6)
+        assert torch.equal(found, load_encoder(str(bert)).eval()(**batch).last_hidden_state)
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, monkeypatch):
     encoder_info = inspect_encoder(make(tmp_path / "a", kind))
@@ -192,7 +276,7 @@ def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, mo
     with torch.no_grad():
         before = m.eval()(**batch)
         dropout.fast_dropout(m.encoder)
-        assert torch.allclose(m.eval()(**batch), before, atol=1e-6)
+        assert torch.equal(m.eval()(**batch), before)
         drops, real = [], dropout.byte_dropout
         monkeypatch.setattr(dropout, "byte_dropout", lambda x, p: drops.append(p) or real(x, p))
         m.train()(**batch)
