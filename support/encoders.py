@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import is_offline_mode
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,14 @@ def bundled_encoder() -> str:
     if file_sha256(Path(path, "model.safetensors")) != BUNDLED_SHA256:
         raise UserError(f"{path}: model.safetensors is not the published one - reinstall {package}")
     return path
+
+
+def hub_revision(name: str) -> str | None:
+    """The commit of a Hub model in the cache; None for a folder and for the bundled encoder."""
+    if os.path.isdir(name) or name == BUNDLED:
+        return None
+    path = try_to_load_from_cache(name, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 @contextlib.contextmanager

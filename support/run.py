@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import transformers
 
 from config import HERE, Config
 from data import OutOfFold, Table
-from support.encoders import EncoderInfo
+from support.encoders import EncoderInfo, hub_revision
 from support.files import (
     atomic_write,
     damage,
@@ -139,25 +140,42 @@ def run_identity(
     return identity
 
 
-def code_sha256() -> dict[str, str]:
-    """Checksums of the code that decides what a run computes, by name.
-
-    The six files, support/ but what only shows things, and what else is imported of this folder.
-    """
+def code_files() -> set[str]:
+    """The code at work: the six files, support/, and what else is imported of this folder."""
     six = ("config", "data", "metrics", "model", "predict", "train")
     paths = {*(HERE / f"{name}.py" for name in six), *HERE.glob("support/*.py")}
     loaded = (Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None))
     own = [p.relative_to(HERE) for p in loaded if p.is_relative_to(HERE)]
     paths |= {HERE / p for p in own if p.parts[0] not in AROUND and "site-packages" not in p.parts}
-    names = sorted({str(p.relative_to(HERE)) for p in paths} - set(NOT_HASHED))
-    return {name: file_sha256(HERE / name) for name in names}
+    return {str(p.relative_to(HERE)) for p in paths}
+
+
+def code_sha256() -> dict[str, str]:
+    """Checksums of the code that decides what a run computes, by name: all but what only shows."""
+    return {name: file_sha256(HERE / name) for name in sorted(code_files() - set(NOT_HASHED))}
+
+
+def git_state() -> dict:
+    """The git commit of the code, and whether a file differs from it. None where there is none."""
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--ignored", "--", *sorted(code_files()))
+    if commit is None or changed is None:
+        return {"git_commit": None, "git_changed": None}
+    return {"git_commit": commit, "git_changed": bool(changed)}
+
+
+def git(*arguments: str) -> str | None:
+    """What git prints for the code's folder; None where git or the repository is missing."""
+    command = ["git", "--no-optional-locks", "-C", str(HERE), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def open_run(path: Path, config: Config, identity: dict, command: str, restart: bool) -> None:
     """Make the folder, or find the run in it. UserError: another run, at work, unwritable."""
-    card = torch.cuda.get_device_name() if config.device == "cuda" else platform.machine()
-    host = {"platform": platform.platform(), "device": card}
-    env = {"command": command, "host": host, "same": identity}
     with writing(path, "choose another --out", 2):
         if restart and (path / "env.json").exists():
             rename_away(path)
@@ -165,6 +183,7 @@ def open_run(path: Path, config: Config, identity: dict, command: str, restart: 
         with locked(path / "lock", wait=True):
             sweep(path)
             if not (path / "env.json").exists():
+                env = {"command": command, **surroundings(config), "same": identity}
                 write_json(path / "env.json", env, seal=True)
             run = Run(path)
             if changed := differences(run.identity, identity):
@@ -172,6 +191,13 @@ def open_run(path: Path, config: Config, identity: dict, command: str, restart: 
                 raise UserError(f"{path}: holds another run ({'; '.join(changed)}) - {hint}")
             if damage(path, run.key):  # unfinished: else DONE.json has its checksum
                 write_json(path / "config.json", config.identity | config.files)
+
+
+def surroundings(config: Config) -> dict:
+    """What env.json records beside the identity. It may differ when the run is resumed."""
+    card = torch.cuda.get_device_name() if config.device == "cuda" else platform.machine()
+    host = {"platform": platform.platform(), "device": card}
+    return {"host": host, "code": git_state(), "hub_revision": hub_revision(config.model)}
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -25,6 +25,7 @@ test_predict_resume.py  a killed predict.py resumes
 
 test_resume.py          run the same command to resume, with the same bytes
 test_signals.py         Ctrl-C, SIGTERM, kill -9
+test_environment.py     what env.json records beside the settings; room on the disk
 test_damage.py          damaged and missing files
 test_write_failures.py  full disks, paths that can't be written
 test_other_runs.py      another command or other data, --restart, locks

@@ -552,6 +552,7 @@ def test_the_literal_commands(tmp_path):
     run = next((tmp_path / "runs").iterdir())
     assert done.stdout.endswith(f"next: python predict.py --run runs/{run.name}\n")  # on the sample
     assert run.name.startswith("bert-base-uncased-")
+    assert json.loads((run / "env.json").read_text())["hub_revision"] == revision
     done = call("predict.py", "--thresholds", "th.npy")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     test = read_table(HERE / "examples" / "test.csv", Config(labels=LABELS))
