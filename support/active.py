@@ -18,7 +18,7 @@ from support.files import damage, locked, sweep
 from support.jobs import Command
 from support.process import Signals
 from support.ranks import Ranks
-from support.run import Run, add_texts, open_run, run_identity
+from support.run import Run, add_texts, check_room, open_run, run_identity
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,12 @@ class ActiveRun(Run):
         return max((code.result() for code in self.helper_codes), default=0)
 
 
+def waiting_folds(path: Path, config: Config, restart: bool) -> list[int]:
+    """The folds to train that a run at `path` has not finished. There need not be one yet."""
+    folds = [k for k in range(config.folds) if config.fold in (None, k)]
+    return [k for k in folds if restart or not (path / f"fold_{k}" / "DONE.json").exists()]
+
+
 @contextlib.contextmanager
 def start_run(
     path: Path,
@@ -104,13 +110,22 @@ def start_run(
 ) -> Iterator[ActiveRun]:
     """Make the run folder, or find the run in it; the block runs in parallel to the helpers.
 
-    UserError for weights that are not fit, and for a folder that holds another run.
+    UserError for weights that are not fit, a disk without room, and a folder that holds another
+    run.
     """
     ranks = session.ranks
+    restart = config.restart and ranks.restarts == "0"  # restarted by torchrun, it resumes
+    waiting = waiting_folds(path, config, restart)
+    steps = sum(math.ceil(np.sum(table.fold != k) / config.rows_per_step) for k in waiting)
+    memory = jobs.memory_of_a_fold(encoder_info, config, int(dataset.lengths.max()))
+    n = 1
+    if ranks.leads and not session.is_helper:
+        n = jobs.count_jobs(config, len(waiting), memory, session.command.typed)
+        used_tokens = len(np.unique(dataset.token_ids))
+        check_room(path, jobs.disk_of_a_run(encoder_info, used_tokens, len(waiting), n))
     weights_sha256 = check_weights(encoder_info, dataset)
     identity = run_identity(config, table, encoder_info, weights_sha256, ranks.size)
     if ranks.leads:
-        restart = config.restart and ranks.restarts == "0"  # restarted by torchrun, it resumes
         open_run(path, config, identity, session.command.text, restart)
         add_texts(path, np.concatenate([table.hashes, encoder_info.seen]))
     ranks.agree()  # rank 0 has made it
@@ -118,10 +133,6 @@ def start_run(
     if session.is_helper:
         yield ActiveRun(path, session, jobs.StepsToParent(), [])
         return
-    waiting = [k for k in Run(path).missing() if config.fold in (None, k)]
-    steps = sum(math.ceil(np.sum(table.fold != k) / config.rows_per_step) for k in waiting)
-    memory = jobs.memory_of_a_fold(encoder_info, config, int(dataset.lengths.max()))
-    n = jobs.count_jobs(config, len(waiting), memory, session.command.typed)
     with (
         jobs.progress_bar(config.epochs * steps) as bar,
         jobs.helpers(n - 1, path, config, session.command, bar) as helper_codes,

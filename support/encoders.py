@@ -103,6 +103,7 @@ class EncoderInfo:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     num_parameters: int
+    token_numbers: int  # those of its token table
     layers: int
     max_positions: int | None  # tokens of the longest text; None: no limit
     seen: np.ndarray  # uint64: hashes of the texts it has learned as a fold of an earlier run
@@ -120,7 +121,8 @@ def inspect_encoder(name: str, as_saved: bool = False) -> EncoderInfo:
         if config.is_encoder_decoder or not getattr(config, "vocab_size", None):
             raise unfit(name, f"{config.model_type} is not a text encoder - use one such as BERT")
         model, _ = skeleton(config)
-    check_tokenizer(name, tokenizer, model.get_input_embeddings().num_embeddings)
+    token_table = model.get_input_embeddings()
+    check_tokenizer(name, tokenizer, token_table.num_embeddings)
     return EncoderInfo(
         name=name,
         path=path,
@@ -128,6 +130,7 @@ def inspect_encoder(name: str, as_saved: bool = False) -> EncoderInfo:
         config=config,
         tokenizer=saved_and_read(config, tokenizer) if as_saved else tokenizer,
         num_parameters=model.num_parameters(),
+        token_numbers=token_table.weight.numel(),
         layers=len(layers_of(model)),
         max_positions=count_positions(model),
         seen=seen_hashes(path),

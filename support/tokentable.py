@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+MOST_ROWS = 0.7  # a larger share of the table is trained as a whole
+
 
 class TokenTable(nn.Module):
     """The rows of a token table that occur, looked up by the same ids as the whole table's.
@@ -30,7 +32,7 @@ def use_token_table(encoder: nn.Module, ids: np.ndarray) -> None:
     embedding = encoder.get_input_embeddings()
     used = np.unique(ids)
     places = [m for m in encoder.modules() for child in m.children() if child is embedding]
-    pays = type(embedding) is nn.Embedding and len(used) <= 0.7 * len(embedding.weight)
+    pays = type(embedding) is nn.Embedding and len(used) <= MOST_ROWS * len(embedding.weight)
     if pays and len(places) == 1:
         encoder.set_input_embeddings(TokenTable(embedding, used))
 

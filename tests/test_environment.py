@@ -4,15 +4,19 @@ python -m pytest tests/test_environment.py
 """
 
 import json
+import shutil
 import subprocess
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 import train
 from config import BUNDLED
+from support import active, checkpoint, jobs
 from support import run as run_module
-from support.encoders import hub_revision
+from support.encoders import hub_revision, inspect_encoder
+from support.process import UserError
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -91,3 +95,86 @@ def test_env_json_records_them_and_a_run_is_resumed_without(flags, tmp_path, mon
     monkeypatch.setattr(run_module, "git_state", lambda: other)
     assert train.main([*argv, "1"]) == 0  # never compared
     assert (out / "env.json").read_bytes() == before
+
+
+# Room on the disk
+
+
+def set_free(monkeypatch, free: float, total: int = 10**12) -> None:
+    usage = namedtuple("usage", "total used free")(total, 0, int(free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def test_too_little_room_is_said_before_training(flags, tmp_path, monkeypatch, capsys):
+    set_free(monkeypatch, 50_000)
+    monkeypatch.setattr(active, "check_weights", lambda *a: pytest.fail("no weights are read"))
+    out = tmp_path / "deep" / "run"
+    monkeypatch.setattr(jobs, "disk_of_a_run", lambda *a: 1.234e9)
+    assert train.main([*flags, "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    figures = "0.00 GB free, 1.23 GB needed for this run"
+    assert err == f"error: {out}: {figures} - make room, or choose another --out\n"
+    assert not out.parent.exists()
+
+
+def test_the_estimate_of_the_disk_is_what_a_run_takes(flags, tmp_path, monkeypatch):
+    """Of the whole run, with two states at once; it is at most a fifth too large."""
+    sizes = []
+    real = checkpoint.save_state
+
+    def save_state(path, state):
+        real(path, state)
+        files = sum(p.stat().st_size for p in path.parents[1].rglob("*.safetensors"))
+        sizes.append(files + 2 * path.stat().st_size)
+
+    monkeypatch.setattr(checkpoint, "save_state", save_state)
+    estimates = []
+    real_estimate = jobs.disk_of_a_run
+
+    def estimate(*arguments):
+        estimates.append(real_estimate(*arguments))
+        return estimates[-1]
+
+    monkeypatch.setattr(jobs, "disk_of_a_run", estimate)
+    assert train.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    assert 0.8 < max(sizes) / estimates[0] < 1.2, (sizes, estimates)
+
+
+def test_tokens_that_no_text_has_take_no_room_in_the_states():
+    encoder_info = inspect_encoder(BUNDLED)
+    weights = 4 * encoder_info.num_parameters
+    vocabulary = encoder_info.config.vocab_size
+    all_tokens = jobs.disk_of_a_run(encoder_info, vocabulary, 5, 2)
+    assert all_tokens == (5 + 2 * 2 * 3) * weights
+    fewer = jobs.disk_of_a_run(encoder_info, vocabulary // 10, 5, 2)
+    table = 4 * encoder_info.token_numbers
+    assert fewer == pytest.approx(all_tokens - 12 * 0.9 * table, rel=1e-3)
+    assert jobs.disk_of_a_run(encoder_info, vocabulary, 1, 2) == 7 * weights  # one fold, one job
+    assert jobs.disk_of_a_run(encoder_info, vocabulary, 0, 1) == 0
+
+
+def test_a_finished_run_asks_for_no_room(flags, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert train.main([*flags, "--out", str(out)]) == 0
+    set_free(monkeypatch, 0)
+    assert train.main([*flags, "--out", str(out)]) == 0
+    assert train.main([*flags, "--out", str(out), "--restart"]) == 2
+    assert "make room" in capsys.readouterr().err
+    assert not out.with_name("run.old1").exists()
+    shutil.rmtree(out / "fold_1")
+    assert train.main([*flags, "--out", str(out)]) == 2
+    assert "make room" in capsys.readouterr().err
+
+
+def test_what_an_unfinished_fold_holds_counts_as_room(tmp_path, monkeypatch):
+    """To resume never needs more than to begin."""
+    set_free(monkeypatch, 100)
+    for k in range(2):
+        (tmp_path / f"fold_{k}").mkdir()
+        (tmp_path / f"fold_{k}" / "state.pt").write_bytes(bytes(1000))
+    (tmp_path / "fold_1" / "DONE.json").write_text("{}")
+    run_module.check_room(tmp_path, 1100)
+    with pytest.raises(UserError, match="make room"):
+        run_module.check_room(tmp_path, 1101)
+    set_free(monkeypatch, 0, total=0)  # no size is known
+    run_module.check_room(tmp_path, 1101)
