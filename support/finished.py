@@ -6,6 +6,7 @@ N rows of the training data, n of them held out, C labels.
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from support.inputcsv import InputCSV
 from support.process import UserError, warn
 from support.run import Run
 
+MOST_NAMED = 9  # runs of a folder, in an error line
+
 
 class FinishedRun(Run):
     """A run whose every file was checked, with what predicting needs but the models.
@@ -32,6 +35,7 @@ class FinishedRun(Run):
         path = Path(str(folder)) if folder else newest_run()
         if not os.path.isdir(path):
             raise UserError(f"{path}: no such run folder - give one that train.py made")
+        check_is_run(path)
         super().__init__(path)
         self._check_files()
         self.config = read_settings(self, *resolve_device(device, precision))
@@ -65,6 +69,22 @@ class FinishedRun(Run):
         memory = torch.cuda.mem_get_info()[0] if cuda else free_memory()
         weights = self.path.glob("fold_*/model.safetensors")
         return 2 * sum(p.stat().st_size for p in weights) < memory
+
+
+def check_is_run(path: Path) -> None:
+    """UserError for a fold of a run, and for a folder of runs, that names what to give."""
+    if (path / "head.safetensors").is_file():
+        run = Path(os.path.abspath(path)).parent
+        if not path.is_absolute():
+            run = Path(os.path.relpath(run))
+        hint = shlex.quote(str(run)) if (run / "env.json").exists() else "the whole run it is of"
+        raise UserError(f"{path}: is one fold of a run - give {hint}")
+    inside = sorted(p.parent for p in path.glob("*/env.json"))
+    if inside and not (path / "env.json").exists():
+        names = ", ".join(shlex.quote(str(p)) for p in inside[:MOST_NAMED])
+        if len(inside) > MOST_NAMED:
+            names += f" and {len(inside) - MOST_NAMED} others"
+        raise UserError(f"{path}: holds runs and is none - give one of them: {names}")
 
 
 def newest_run() -> Path:

@@ -243,14 +243,33 @@ def test_a_run_where_a_fold_is_meant_and_the_reverse(finished, train_csv, capsys
     assert "--restart" not in line
     assert predict.main(["--run", str(finished / "fold_0"), "--text", "x"]) == 2
     line = error(capsys)
-    assert "fold_0/env.json: missing or damaged - name the folder of a whole run" in line
+    assert line.endswith(f"fold_0: is one fold of a run - give {finished}")
+    shutil.copytree(finished / "fold_0", "alone")
+    assert predict.main(["--run", "alone", "--text", "x"]) == 2
+    assert error(capsys) == "error: alone: is one fold of a run - give the whole run it is of"
+
+
+@pytest.mark.parametrize("place, fold", [(".", "my runs/a/fold_1/"), ("my runs/a/fold_1", ".")])
+def test_the_run_of_a_fold_can_be_pasted(place, fold, finished, monkeypatch, capsys):
+    shutil.copytree(finished, "my runs/a")
+    monkeypatch.chdir(place)
+    assert predict.main(["--run", fold, "--text", "x"]) == 2
+    _, run = error(capsys).split(" - give ")
+    assert not Path(*shlex.split(run)).is_absolute()
+    assert predict.main(["--run", *shlex.split(run), "--text", "x"]) == 0
 
 
 def test_a_folder_of_runs_is_no_run(finished, capsys):
     shutil.copytree(finished, "runs/a")
     shutil.copytree(finished, "runs/b")
     assert predict.main(["--run", "runs", "--text", "x"]) == 2
-    assert "runs/env.json: missing or damaged - name the folder of a whole run" in error(capsys)
+    words = "holds runs and is none - give one of them: runs/a, runs/b"
+    assert error(capsys) == f"error: runs: {words}"
+    for i in range(10):
+        Path(f"runs/c{i}").mkdir()
+        Path(f"runs/c{i}/env.json").touch()
+    assert predict.main(["--run", "runs", "--text", "x"]) == 2
+    assert error(capsys).endswith("runs/c5, runs/c6 and 3 others")
 
 
 # One reading for both programs
