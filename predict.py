@@ -87,7 +87,7 @@ class Ensemble:
         """{"text", "probabilities": {label: p}, "emotions": [detected]} of each text.
 
         texts: a list of str, or a column of a DataFrame. thresholds: what --thresholds takes, or a
-        list, an array or a dict by label. UserError says what the command says.
+        list, an array, or a dict or Series by label. UserError says what the command says.
         """
         texts = check_texts(texts)
         th = self.run.th if thresholds is None else read_thresholds(thresholds, self.run)

@@ -109,15 +109,15 @@ def read_settings(run: Run, device: str = "cpu", precision: str = "fp32") -> Con
 def read_thresholds(given, run: Run) -> np.ndarray:
     """float32 (C,) from a number, a path as given or inside the run; None: the run's own th.npy.
 
-    From Python also a list, an array, or a dict by label.
+    From Python also a list, an array, or a dict or pandas Series by label.
     """
     names = run.identity["settings.labels"]
-    if isinstance(given, dict):
-        if set(given) != set(names):
-            raise UserError(f"thresholds: are for {sorted(given)}, the run's labels are {names}")
-        given = [given[name] for name in names]
-    if isinstance(given, (list, tuple, np.ndarray)):
-        return check_thresholds("thresholds", np.array(given, dtype=np.float64), names)
+    if given is not None and not isinstance(given, (str, os.PathLike, float, int)):
+        values = by_label(given, names) if hasattr(given, "keys") else given
+        th = as_numbers(values)
+        if th.ndim == 0:  # one number for all, of numpy or torch
+            th = np.full(len(names), th)
+        return check_thresholds("thresholds", th, names)
     number = as_number(given)
     if number is not None:
         return check_thresholds(f"--thresholds {given}", np.full(len(names), number), names)
@@ -125,6 +125,26 @@ def read_thresholds(given, run: Run) -> np.ndarray:
     th = check_thresholds(path, read_npy(path, "f", "thresholds"), names)
     check_origin(path, th, run)
     return th
+
+
+def by_label(given, names: list[str]) -> list:
+    """The values of a dict or a Series, in the order of the labels. UserError for other keys."""
+    keys = list(given.keys())
+    if len(keys) != len(names) or set(keys) != set(names):
+        hint = "give a value for each label, or a list in their order"
+        labels = ", ".join(map(repr, keys))
+        problem = f"are for {labels:.200}, the run's labels are {', '.join(names):.200}"
+        raise UserError(f"thresholds: {problem} - {hint}")
+    return [given[name] for name in names]
+
+
+def as_numbers(values) -> np.ndarray:
+    """float64. UserError for what is no list of numbers."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        hint = "give one number for each label"
+        raise UserError(f"thresholds: {values!r:.80} are no numbers - {hint}") from None
 
 
 def as_number(given) -> float | None:

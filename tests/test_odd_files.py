@@ -18,6 +18,7 @@ import torch
 import transformers as T
 from cases.models import GENERATORS
 from cases.odd_files import COMMAS, FORMATS, NEAR_MISSES, NO_HEADER, NO_NAMES
+from cases.predict import THRESHOLDS
 from conftest import LABELS, make_rows, make_tokenizer, write_csv
 from safetensors.torch import load_file, save_file
 
@@ -212,18 +213,24 @@ def test_a_column_and_a_tuple_are_texts(finished):
 
 
 def test_thresholds_from_python(finished):
+    """Each kind gives the same; by label in whatever order."""
     p = list(predict.predict_emotions("so happy", finished)[0]["probabilities"].values())
     th = [0.0, 1.0, p[2], 1.0, 0.0]
-    for given in (th, tuple(th), np.array(th), dict(zip(LABELS[::-1], th[::-1], strict=True))):
+    by_label = dict(zip(LABELS[::-1], th[::-1], strict=True))
+    kinds = [th, tuple(th), np.array(th), torch.tensor(th), by_label, pandas.Series(by_label)]
+    for given in kinds:
         found = predict.predict_emotions("so happy", finished, thresholds=given)
-        assert found[0]["emotions"] == ["anger", "joy", "surprise"]
-    for given, words in (
-        (th[:4], "thresholds: shape (4,), but the run has 5 labels"),
-        ([0.5] * 4 + [2.0], "threshold of surprise is 2.0"),
-        ({"anger": 0.5}, "thresholds: are for ['anger'], the run's labels are"),
-    ):
-        with pytest.raises(UserError, match=re.escape(words)):
-            predict.predict_emotions("so happy", finished, thresholds=given)
+        assert found[0]["emotions"] == ["anger", "joy", "surprise"], given
+    for given in (0.0, np.float32(0), np.float64(0), np.array(0.0), 0):
+        found = predict.predict_emotions("so happy", finished, thresholds=given)
+        assert found[0]["emotions"] == LABELS, given
+
+
+@pytest.mark.parametrize("given, words", THRESHOLDS)
+def test_bad_thresholds_from_python_are_one_line(given, words, finished):
+    with pytest.raises(UserError, match="^[^\n]+$") as e:
+        predict.predict_emotions("so happy", finished, thresholds=given)
+    assert words in str(e.value) and len(str(e.value)) < 700
 
 
 @pytest.mark.parametrize("flag", [{"device": "cuda:0"}, {"precision": "bfloat16"}])
