@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.process import UserError
 from support.files import commit, locked, read_json, write_json, writing
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+ROWS_SHOWN = 5  # of a submission, when it is written
 
 
 def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
@@ -78,6 +80,18 @@ def delimiter_of(path: Path) -> str:
     return "\t" if path.name.endswith((".tsv", ".tsv.gz")) else ","
 
 
+def first_rows(text: str, delimiter: str) -> list[str]:
+    """The id and the detected labels of the first rows of a submission.csv, as lines to print."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names, *rows = itertools.islice(reader, 1 + ROWS_SHOWN)
+    lines = []
+    for row_id, *cells in rows:
+        detected = [name for name, cell in zip(names[1:], cells, strict=True) if cell == "1"]
+        short_id = " ".join(row_id.split())[:40]
+        lines.append(f"  {short_id}: {', '.join(detected) or 'None'}")
+    return lines
+
+
 class GrowingCSV:
     """Files whose chunks lie in <name>.part/, each sealed by a checksum, until all are there.
 
@@ -119,7 +133,9 @@ class GrowingCSV:
         self.chunks += 1
 
     def finish(self) -> None:
-        """Put the chunks together and give the files their names."""
+        """Put the chunks together, give the files their names, and show the first rows."""
+        first_chunk = read_json(self.place(0), sealed=True)["texts"][0]
+        shown = first_rows(first_chunk, delimiter_of(self.paths[0]))
         for i, (path, part) in enumerate(zip(self.paths, self.parts, strict=True)):
             with writing(path):
                 with open(part / "whole", "wb") as f:
@@ -129,4 +145,5 @@ class GrowingCSV:
                 commit(part / "whole", path)
         for part in self.parts:
             shutil.rmtree(part)
-        print("\n".join(f"wrote {path} ({self.done} rows)" for path in self.paths))
+        wrote = [f"wrote {path} ({self.done} rows)" for path in self.paths]
+        print("\n".join([*wrote, *shown]))

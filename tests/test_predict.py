@@ -181,6 +181,26 @@ def test_without_labels_and_with_other_order(finished):
     assert [r[0] for r in read("submission.csv")] == ["id", *(r[1] for r in rows)]
 
 
+@pytest.mark.parametrize("rows", [0, 3, 40])
+def test_the_first_rows_are_shown(rows, finished, capsys):
+    """Ids and detected labels, as they stand in the file; an odd id is one line."""
+    table = make_rows(rows, seed=1)
+    for row, odd in zip(table, ["a\rb", "c\n,d", "x" * 99], strict=False):
+        row[0] = odd
+    write_csv("in.csv", table)
+    assert predict.main(["--run", str(finished), "--input", "in.csv"]) == 0
+    out = capsys.readouterr().out
+    wanted = []
+    for row in read("submission.csv")[1:6]:
+        names = [name for name, cell in zip(LABELS, row[1:], strict=True) if cell == "1"]
+        row_id = {"a\rb": "a b", "c\n,d": "c ,d"}.get(row[0], row[0][:40])
+        wanted.append(f"  {row_id}: {', '.join(names) or 'None'}")
+    shown = out.split("rows)\n")[1].splitlines()
+    assert shown[: len(wanted)] == wanted and len(wanted) == min(rows, 5)
+    assert sum(line.startswith("  ") for line in shown) == len(wanted)
+    assert rows < 40 or any("," in line for line in wanted)
+
+
 def test_gzip_in_and_out(finished, test_csv, monkeypatch):
     with gzip.open("in.csv.gz", "wb") as f:
         f.write(test_csv.read_bytes())
