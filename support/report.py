@@ -14,6 +14,7 @@ import metrics
 from config import Config
 from data import EmotionDataset, OutOfFold, Table
 from metrics import Summary
+from support import fonts
 from support.csvwriter import csv_text
 from support.encoders import EncoderInfo
 from support.process import warn
@@ -221,13 +222,27 @@ def draw_report(
     """Five panels: losses, macro-F1, precision-recall, reliability, F1 per label."""
     if not os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's stays
         os.environ.pop("MPLBACKEND", None)  # it may name one that is unknown here
+    from matplotlib import rc_context, rcParams
     from matplotlib.figure import Figure
 
-    # $: matplotlib reads mathematics; one name of 300 letters would leave no room for the axes
-    names = [name[:24].replace("$", r"\$") for name in names]
-    figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
+    names = [" ".join(name.split())[:24] for name in names]  # 300 letters leave no room for axes
+    heading = heading[-140:]
+    families, missing = fonts.fonts_for([*names, heading])
+    heading = "".join("?" if letter in missing else letter for letter in heading)
+    with rc_context({"font.family": [*rcParams["font.family"], *families]}):
+        figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
+        figure.suptitle(heading.replace("$", r"\$"), fontsize=13)  # $: it would read mathematics
+        drawn = fonts.drawable(names, missing)
+        if drawn != names:
+            figure.supxlabel(fonts.NOTE, fontsize=10)
+        draw_panels(figure, log, oof, summary, [name.replace("$", r"\$") for name in drawn])
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def draw_panels(
+    figure, log: list[dict], oof: OutOfFold, summary: Summary, names: list[str]
+) -> None:
     panels = figure.subplot_mosaic("ABE;CDE")  # E, with a bar for every label, is the tall one
-    figure.suptitle(heading[-140:].replace("$", r"\$"), fontsize=13)
     draw_losses(panels["A"], log)
     draw_macro_f1(panels["B"], log)
     positives = oof.y.sum(0)
@@ -248,7 +263,6 @@ def draw_report(
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, loc="best")
-    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def by_fold(log: list[dict]) -> list[tuple[int, list[dict], str]]:

@@ -38,7 +38,7 @@ from support.files import (
 from support.process import UserError, warn
 
 PACKAGES = (torch, transformers, tokenizers, safetensors, np)
-NOT_HASHED = tuple(f"support/{name}.py" for name in ("cli", "process", "jobs", "report"))
+NOT_HASHED = tuple(f"support/{name}.py" for name in ("cli", "process", "jobs", "report", "fonts"))
 # They show things, or set what is compared by itself: flags, threads.
 AROUND = ("tests", "benchmarks", "tools")  # not used in training
 

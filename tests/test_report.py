@@ -9,12 +9,14 @@ import matplotlib.figure
 import numpy as np
 import pytest
 from conftest import make_rows, write_csv
+from matplotlib import rcParams
+from matplotlib.font_manager import findfont
 
 import metrics
 import train
 from data import OutOfFold
 from metrics import Summary
-from support import report
+from support import fonts, report
 
 
 def test_reliability_and_calibration_error_by_hand():
@@ -28,12 +30,10 @@ def test_reliability_and_calibration_error_by_hand():
     assert metrics.reliability(np.array([1, 1]), np.array([1.0, 1.0]))[2] == 0
 
 
-@pytest.mark.parametrize(
-    "labels, name",
-    [(1, "label"), (5, "$"), (5, "x" * 300), (30, "label"), (60, "label")],
-)
-def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypatch):
+def arguments(names: list[str]) -> tuple:
+    """What `draw_report` takes after the path: three folds, four epochs, random rows."""
     rng = np.random.default_rng(0)
+    labels = len(names)
     y = (rng.random((80, labels)) < 0.3).astype(np.float32)
     y[:, -1] = 0  # a label without positives
     p = rng.random((80, labels)).astype(np.float32)
@@ -45,17 +45,38 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypa
     oof = OutOfFold(np.arange(80), np.arange(80) % 3, y, p)
     draws = metrics.bootstrap_f1(y, p > 0.5, 20)
     summary = Summary({}, np.full(labels, 0.5), p > 0.5, draws)
-    args = (log, oof, summary, [f"{name} {j}" for j in range(labels)], "t" * 300)
-    figures, pictures, make = [], [], matplotlib.figure.Figure
+    return log, oof, summary, names, "t" * 300
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that are drawn. Each warning, of glyphs say, is an error."""
+    drawn = []
+    make = matplotlib.figure.Figure
     monkeypatch.setattr(
-        matplotlib.figure, "Figure", lambda **kw: figures.append(make(**kw)) or figures[-1]
+        matplotlib.figure, "Figure", lambda **kw: drawn.append(make(**kw)) or drawn[-1]
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of glyphs, say
-        for _ in range(2):
-            f = io.BytesIO()
-            report.draw_report(f, *args)
-            pictures.append(f.getvalue())
+        warnings.simplefilter("error")
+        yield drawn
+
+
+def label_ticks(figure) -> list[str]:
+    (bars,) = (ax for ax in figure.axes if "Cross-fitted F1" in ax.get_title())
+    return sorted(t.get_text() for t in bars.get_yticklabels())
+
+
+@pytest.mark.parametrize(
+    "labels, name",
+    [(1, "label"), (5, "$"), (5, "愤怒"), (5, "x" * 300), (30, "label"), (60, "label")],
+)
+def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, figures):
+    args = arguments([f"{name} {j}" for j in range(labels)])
+    pictures = []
+    for _ in range(2):
+        f = io.BytesIO()
+        report.draw_report(f, *args)
+        pictures.append(f.getvalue())
     (bars,) = (ax for ax in figures[0].axes if "Cross-fitted F1" in ax.get_title())
     ticks = sorted(t.get_window_extent().extents[[1, 3]].tolist() for t in bars.get_yticklabels())
     assert len(ticks) == labels and all(a[1] <= b[0] + 1 for a, b in itertools.pairwise(ticks))
@@ -68,6 +89,43 @@ def test_draws_the_same_picture_twice_whatever_the_labels(labels, name, monkeypa
         and pictures[0].startswith(b"\x89PNG")
         and len(pictures[0]) > 20_000
     )
+
+
+@pytest.mark.parametrize("name", ["愤怒", "गुस्सा", "joy 🫠", "a\x01"])
+def test_names_that_no_font_has_are_numbered_and_the_picture_says_it(name, figures, monkeypatch):
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: [])
+    *args, _ = arguments(["joy", name, "fear"])
+    report.draw_report(io.BytesIO(), *args, "模型: macro-F1 0.5")
+    (figure,) = figures
+    assert [x.split(" (")[0] for x in label_ticks(figure)] == ["fear", "joy", "label 2"]
+    assert figure.get_supxlabel() == "No font here has the letters of some names: " + (
+        "label N is the N-th in th.json"
+    )
+    assert figure.get_suptitle() == "??: macro-F1 0.5"
+
+
+def test_names_in_latin_letters_leave_the_picture_as_it_is(figures, monkeypatch):
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: pytest.fail("no font is looked for"))
+    report.draw_report(io.BytesIO(), *arguments(["joy", "Ärger", "страх"]))
+    assert figures[0].get_supxlabel() == ""
+
+
+def test_another_font_draws_what_the_first_lacks(figures, monkeypatch):
+    """Of matplotlib's own fonts STIX has letters that DejaVu lacks."""
+    path = findfont("STIXGeneral")
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: [("none", "no"), ("STIXGeneral", path)])
+    own = fonts.letters_of(findfont("DejaVu Sans"))
+    letter = min(x for x in fonts.letters_of(path) - own if x.isprintable())
+    report.draw_report(io.BytesIO(), *arguments(["joy", f"{letter}{letter}"]))
+    assert any(letter in tick for tick in label_ticks(figures[0]))
+    assert figures[0].get_supxlabel() == ""
+    assert rcParams["font.family"] == ["sans-serif"]  # as it was
+
+
+def test_the_fonts_that_are_installed_can_be_read():
+    families = fonts.installed_fonts()
+    assert ("DejaVu Sans", findfont("DejaVu Sans")) in families
+    assert not any("Last Resort" in family for family, _ in families)
 
 
 def test_flipped_labels_come_first_in_errors_csv(flags, tmp_path):
