@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from config import BUNDLED
 from data import EmotionDataset
+from support.encoderfiles import folder_problem, loading_problem, wrapper_prefix
 from support.process import UserError, warn
 from support.files import file_sha256, read_npy, writing
 
@@ -40,9 +41,8 @@ def find_encoder(name: str) -> str:
         if "env.json" in files and "head.safetensors" not in files:
             fold = shlex.quote(str(Path(name, "fold_0")))
             raise unfit(name, f"is a run - name one of its folds: --model {fold}")
-        if "config.json" not in files or "adapter_config.json" in files:
-            why = "the folder holds no config.json, or an adapter"
-            raise unfit(name, f"{why} - give a whole model, merged and saved by save_pretrained")
+        if problem := folder_problem(name):
+            raise unfit(name, problem)
     elif os.path.exists(name) or not re.fullmatch(r"(?![/.~])[\w.-]+(/[\w.-]+)?", name):
         raise unfit(name, "no such folder - give a folder, or a Hub name such as bert-base-uncased")
     return name
@@ -78,7 +78,7 @@ def plain_errors(name: str):
     except Exception as e:  # whatever a damaged or foreign folder makes the libraries raise
         if "custom code" in str(e):
             problem = "it needs program code of its own, which is never run - choose another"
-        elif isinstance(e, OSError) and not os.path.isdir(name):
+        elif isinstance(e, OSError) and not (os.path.isdir(name) or "JSON" in str(e)):
             place = "on the Hub or in its cache"
             if is_offline_mode():
                 place = "in the Hub cache, and HF_HUB_OFFLINE is set"
@@ -87,9 +87,7 @@ def plain_errors(name: str):
                 f" {name}); give a local folder; or leave --model out for the bundled encoder"
             )
         else:
-            reason = str(e).split("Re-running")[0][:200]  # without torch's advice to unpickle
-            hint = "give a sound copy, as save_pretrained writes it, or install what is missing"
-            problem = f"can't be loaded ({type(e).__name__}: {reason}) - {hint}"
+            problem = loading_problem(name, e)
         raise unfit(name, problem) from e
 
 
@@ -207,12 +205,19 @@ def load_encoder(path: str) -> nn.Module:
             output_loading_info=True,
             **skeleton(config)[1],
         )
-    missing = [k for k in info["missing_keys"] if "pooler" not in k]
+    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
     if missing:
-        problem = f"its weights lack {len(missing)} of {config.model_type}'s (such as {missing[0]})"
-        hint = "use config.json and weights of one model, saved without a wrapper around it"
-        raise unfit(path, f"{problem} - {hint}")
+        raise unfit(path, names_problem(config.model_type, missing, info["unexpected_keys"]))
     return encoder
+
+
+def names_problem(kind: str, missing: list[str], unexpected: list[str]) -> str:
+    """Why weights are missing, and what to do. `unexpected`: names in the file without a use."""
+    if prefix := wrapper_prefix(missing, unexpected):
+        hint = f"save the model inside: model.{prefix}save_pretrained()"
+        return f"its weights are named {prefix!r} before {missing[0]} ... - {hint}"
+    hint = "config.json and the weights file belong to different models: use those of one"
+    return f"its weights lack {len(missing)} of {kind}'s (such as {missing[0]}) - {hint}"
 
 
 def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:

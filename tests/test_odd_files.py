@@ -16,8 +16,8 @@ import pandas
 import pytest
 import torch
 import transformers as T
-from cases.models import GENERATORS
 from cases.odd_files import COMMAS, FORMATS, NEAR_MISSES, NO_HEADER, NO_NAMES
+from cases.models import FILES, GENERATORS, pointer
 from cases.predict import THRESHOLDS
 from conftest import LABELS, make_rows, make_tokenizer, write_csv
 from safetensors.torch import load_file, save_file
@@ -145,7 +145,8 @@ def test_an_adapter_is_to_be_merged_first(weights, bert, train_csv, capsys):
         Path("m/model.safetensors").unlink()
         Path("m/config.json").unlink()
     assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "run"]) == 2
-    assert "no config.json, or an adapter - give a whole model, merged" in error(capsys)
+    line = error(capsys)
+    assert "holds an adapter (adapter_config.json) - merge it first: PeftModel's merge_and" in line
 
 
 # Files under a false name
@@ -571,14 +572,16 @@ def test_other_columns_are_no_column_of_label_names(header, cells, bert, capsys)
 # Weights and models that don't fit
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module.bert."])
 def test_weights_under_a_prefix_are_named(prefix, bert, train_csv, capsys):
     """As DataParallel, torch.compile or a wrapper of one's own save them."""
     shutil.copytree(bert, "m")
     weights = {prefix + k: v for k, v in load_file("m/model.safetensors").items()}
     save_file(weights, "m/model.safetensors", {"format": "pt"})
     assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "a"]) == 2
-    assert "its weights lack" in (line := error(capsys)) and "without a wrapper" in line
+    line = error(capsys)
+    assert f"its weights are named '{prefix}' before" in line and "different models" not in line
+    assert line.endswith(f"save the model inside: model.{prefix}save_pretrained()")
 
 
 def test_a_model_that_shortens_the_text_is_refused(train_csv, capsys):
@@ -601,27 +604,41 @@ def test_a_model_that_shortens_the_text_is_refused(train_csv, capsys):
     error(capsys)
 
 
-def test_what_the_libraries_can_not_load_is_said_in_one_line(bert, train_csv, capsys, monkeypatch):
+@pytest.mark.parametrize("spoil, words", FILES)
+def test_what_is_wrong_with_a_models_files_is_named(spoil, words, bert, train_csv, capsys):
+    """Each has a hint of its own; nothing is written."""
     shutil.copytree(bert, "m")
-    weights, settings = Path("m/model.safetensors"), Path("m/config.json")
-    raw, written = weights.read_bytes(), settings.read_text()
-    mend = "give a sound copy, as save_pretrained writes it, or install what is missing"
-    argv = ["--model", "./m", "--train", str(train_csv), "--out", "a"]
-    weights.write_bytes(raw[:-100])
-    assert train.main(argv) == 2 and error(capsys).endswith(mend)
-    weights.unlink()
-    assert train.main(argv) == 2 and error(capsys).endswith(mend)
-    weights.write_bytes(raw)
-    settings.write_text(json.dumps({"hidden_size": json.loads(written)["hidden_size"]}))
-    assert train.main(argv) == 2 and "model_type" in (line := error(capsys)) and mend in line
-    settings.write_text(written)
+    spoil(Path("m"))
+    assert train.main(["--model", "./m", "--train", str(train_csv), "--out", "a"]) == 2
+    line = error(capsys)
+    assert line.startswith("error: --model ./m: ") and not Path("a").exists()
+    assert words in line
 
+
+def test_a_pointer_that_is_not_needed_is_no_mistake(bert, train_csv):
+    shutil.copytree(bert, "m")
+    pointer("pytorch_model.bin")(Path("m"))
+    argv = ["--model", "./m", "--train", str(train_csv), "--folds", "2", "--epochs", "1"]
+    assert train.main([*argv, "--fold", "0", "--out", "a"]) == 0
+
+
+def test_a_library_that_is_missing_is_named(bert, train_csv, capsys, monkeypatch):
     def needs(*a, **k):
         raise ImportError("FastTokenizer requires the sentencepiece library")
 
     monkeypatch.setattr(encoders.AutoTokenizer, "from_pretrained", needs)
-    assert train.main(argv) == 2
-    assert f"requires the sentencepiece library) - {mend}" in error(capsys)
+    assert train.main(["--model", str(bert), "--train", str(train_csv), "--out", "a"]) == 2
+    assert "sentencepiece library) - install what it names" in error(capsys)
+
+
+def test_a_damaged_file_in_the_hub_cache_is_no_missing_model(bert, train_csv, capsys, monkeypatch):
+    def broken(*a, **k):
+        raise OSError("the config file at x/config.json is not a valid JSON file")
+
+    monkeypatch.setattr(encoders.AutoConfig, "from_pretrained", broken)
+    assert train.main(["--model", "a/b", "--train", str(train_csv), "--out", "a"]) == 2
+    line = error(capsys)
+    assert line.endswith("valid JSON file) - use a sound copy, such as a new download")
 
 
 def test_the_same_encoder_by_another_path_is_the_same_run(bert, train_csv, capsys, monkeypatch):

@@ -61,10 +61,51 @@ def needs_code(folder):
 
 SPOILT = [  # what is done to the folder; words of the error
     (lambda p: (p / "tokenizer.json").unlink(), "tokenizer"),
-    (lambda p: [(p / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "tokenizer files are missing"),
+    (lambda p: (p / "tokenizer.json").rename(p / "vocab.txt"), "can't be loaded|tokenizer files are missing"),
     (lambda p: (p / "config.json").unlink(), "no config.json"),
-    (lambda p: (p / "config.json").write_text("{"), "can't be loaded"),
+    (lambda p: (p / "config.json").write_text("{"), "config.json is damaged or cut short"),
     (lambda p: (p / "tokenizer.json").write_text("{}"), "can't be loaded"),
     (lambda p: make_tokenizer(first=[f"w{i}" for i in range(99)]).save_pretrained(p), "don't belong together"),
     (needs_code, "program code of its own, which is never run"),
+]  # fmt: skip
+
+
+def pointer(name):
+    """What Git LFS leaves in place of a file that was not fetched."""
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
+    return lambda p: (p / name).write_text(text)
+
+
+def cut(name, bytes_left):
+    return lambda p: (p / name).write_bytes((p / name).read_bytes()[:bytes_left])
+
+
+def without(key):
+    def spoil(p):
+        settings = json.loads((p / "config.json").read_text())
+        del settings[key]
+        (p / "config.json").write_text(json.dumps(settings))
+
+    return spoil
+
+
+SOUND = "- use a sound copy, such as a new download"
+FILES = [  # what is done to the folder; words of the error
+    (pointer("model.safetensors"), "model.safetensors is a Git LFS pointer, not the file itself - run git lfs pull there"),
+    (pointer("tokenizer.json"), "tokenizer.json is a Git LFS pointer, not the file itself - run git lfs pull there"),
+    (lambda p: [pointer("pytorch_model.bin")(p), (p / "model.safetensors").unlink()], "pytorch_model.bin is a Git LFS pointer"),
+    (lambda p: [pointer("model.safetensors")(p), (p / "training_args.bin").write_bytes(b"x")], "model.safetensors is a Git LFS pointer"),
+    (cut("model.safetensors", -100), f"model.safetensors is damaged or cut short (Error while deserializing header: incomplete metadata, file not fully covered) {SOUND}"),
+    (cut("model.safetensors", 5), "model.safetensors is damaged or cut short"),
+    (cut("model.safetensors", 0), "model.safetensors is damaged or cut short"),
+    (cut("config.json", 50), "config.json is damaged or cut short (Unterminated string"),
+    (cut("tokenizer.json", 200), "tokenizer.json is damaged or cut short ("),
+    (cut("tokenizer_config.json", 0), f"tokenizer_config.json is damaged or cut short (Expecting value: line 1 column 1 (char 0)) {SOUND}"),
+    (lambda p: (p / "config.json").write_bytes(b"\xff{}"), f"can't decode byte 0xff in position 0: invalid start byte) {SOUND}"),
+    (lambda p: [cut("model.safetensors", 0)(p), (p / "model.safetensors").rename(p / "pytorch_model.bin")], f"pytorch_model.bin is damaged or cut short (it is empty) {SOUND}"),
+    (lambda p: (p / "model.safetensors").unlink(), "the folder holds no weights (model.safetensors) - save them by save_pretrained"),
+    (without("model_type"), ') - add "model_type" to its config.json: "bert", say'),
+    (lambda p: (p / "config.json").unlink(), "the folder holds no config.json - give one that save_pretrained wrote"),
+    (lambda p: (p / "tokenizer.json").unlink(), "the folder holds no tokenizer file (tokenizer.json, vocab.txt ...) - save the tokenizer there too"),
+    (lambda p: (p / "tokenizer.json").write_text("{}"), ") - give a folder as save_pretrained writes it, or another encoder"),
 ]  # fmt: skip
