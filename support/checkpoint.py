@@ -95,6 +95,13 @@ class Progress:
         self.losses[self.step] = loss_and_norm
         self.step += 1
 
+    def loss_so_far(self) -> str:
+        """The mean loss of this epoch's steps, in words. It waits for a GPU to compute them."""
+        losses = self.losses[: self.step, 0]
+        if not len(losses):  # a fold or an epoch begins
+            return ""
+        return f"fold {self.fold} epoch {self.epoch + 1} loss {float(losses.mean()):.4f}"
+
     def end_of_steps(self, taken: int) -> None:
         """Note the mean loss and rows per second. A warning if fp16 took no step."""
         self.check_finite()
@@ -183,7 +190,7 @@ class Checkpoint:
     def after_step(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """Note the step; stop if a signal came; save if the last state is ten minutes old."""
         self.progress.add_step(self.ranks.sum(torch.stack([loss, norm])) / self.ranks.size)
-        self.run.bar.update(1)
+        self.run.bar.update(1, self.progress.loss_so_far)  # which is not asked at every step
         self.signals.check()
         if time.monotonic() - self.saved_at > STATE_EVERY:
             self.save()

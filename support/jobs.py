@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from support.process import LEADS, UserError, rank_and_size
 from support.tokentable import MOST_ROWS
 
 HELPER_VARIABLE = "TRAIN_HELPER"  # set in a helper's environment
+LINE_EVERY = 60.0  # seconds between lines of progress, off a terminal
 STEPS = "\0"  # begins a helper's line that is a number of steps
 
 
@@ -117,34 +120,71 @@ class StepsToParent:
     def __init__(self):
         self.update(0)  # its folds begin
 
-    def update(self, steps: int) -> None:
+    def update(self, steps: int, describe: Callable[[], str] | None = None) -> None:
         print(f"{STEPS}{steps}", flush=True)
 
 
+class Bar:
+    """tqdm's bar, on a terminal."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def update(self, steps: int, describe: Callable[[], str] | None = None) -> None:
+        """`describe`: the loss so far, in words. It may wait for a GPU: once a second at most."""
+        shown = self.bar.update(steps)
+        if shown and describe:
+            self.bar.set_postfix_str(describe(), refresh=False)
+
+
+class Lines:
+    """In a file or a notebook: a line a minute with the steps, the loss and the time left."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.done = 0
+        self.resumed = 0  # steps done before this command
+        self.began = self.printed = time.monotonic()
+        self.describe: Callable[[], str] | None = None
+        self.lock = threading.Lock()  # the helpers' steps come in threads
+
+    def update(self, steps: int, describe: Callable[[], str] | None = None) -> None:
+        """`describe`: as for Bar; it is called for a line alone."""
+        with self.lock:
+            self.done += steps
+            if steps > 1:
+                self.resumed += steps
+            self.describe = describe or self.describe
+            now = time.monotonic()
+            due = now - self.printed >= LINE_EVERY and self.done > self.resumed
+            if due and LEADS:
+                self.printed = now
+                print(self.line(now), flush=True)
+
+    def line(self, now: float) -> str:
+        rate = (self.done - self.resumed) / (now - self.began)
+        left = (self.total - self.done) / rate
+        parts = [f"step {self.done} of {self.total}", self.describe() if self.describe else ""]
+        parts.append(f"{left / 60:.1f} minutes left")
+        return " | ".join(filter(None, parts))
+
+
 @contextlib.contextmanager
-def progress_bar(steps: int) -> Iterator[tqdm]:
-    """A bar over all steps, below the lines that are printed; in a file, a line a minute."""
+def progress_bar(steps: int) -> Iterator[Bar | Lines]:
+    """Over all steps: a bar below the lines that are printed; off a terminal, a line a minute."""
     stream = sys.stdout
-    if stream.isatty():
-        bar = tqdm(total=steps, unit="step", disable=not LEADS, file=stream, leave=False)
-        stream = DummyTqdmFile(stream)
-    else:
-        bar = tqdm(
-            total=steps,
-            unit="step",
-            disable=not LEADS,
-            delay=60,
-            mininterval=60,
-            maxinterval=60,
-            bar_format="{l_bar}{bar}{r_bar}\n",
-        )
-    with bar, contextlib.redirect_stdout(stream):
-        yield bar
+    if not stream.isatty():
+        yield Lines(steps)
+        return
+    off = not LEADS
+    bar = tqdm(total=steps, unit="step", disable=off, file=stream, leave=False, mininterval=1)
+    with bar, contextlib.redirect_stdout(DummyTqdmFile(stream)):
+        yield Bar(bar)
 
 
 @contextlib.contextmanager
 def helpers(
-    number: int, path: Path, config: Config, command: Command, bar: tqdm
+    number: int, path: Path, config: Config, command: Command, bar: Bar | Lines
 ) -> Iterator[list[Future]]:
     """The block runs in parallel to so many helpers on the run at `path`. Yields their exit codes,
     as futures; they end with the block, or are stopped if it fails."""
@@ -185,7 +225,7 @@ def start_helper(i: int, path: Path, config: Config, command: Command) -> subpro
     )
 
 
-def follow(helper: subprocess.Popen, bar: tqdm) -> int:
+def follow(helper: subprocess.Popen, bar: Bar | Lines) -> int:
     """Show a helper's lines and steps; its exit code. Until its first fold it repeats train.py."""
     begun = False
     line = ""

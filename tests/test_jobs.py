@@ -3,8 +3,10 @@
 python -m pytest tests/test_jobs.py
 """
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +14,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_rows, outputs, write_csv
 
 import train
 from config import Config
-from support import jobs
+from support import checkpoint, jobs
 from support.encoders import inspect_encoder
 from support.files import locked
 
@@ -284,6 +287,92 @@ def test_a_killed_helper_is_said(slow, alone, tmp_path):
     assert "error: a process was ended by SIGKILL - run the same command to resume" in said, said
     assert train.main([*slow, "--out", str(out)]) == 0
     assert outputs(out) == alone
+
+
+# Progress
+
+
+class Clock:
+    """time.monotonic, set by hand."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(jobs.time, "monotonic", lambda: self.now)
+
+
+def test_off_a_terminal_a_line_a_minute_shows_steps_loss_and_time(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    asked = []
+    with jobs.progress_bar(140) as bar:
+        assert isinstance(bar, jobs.Lines)
+        bar.update(20)  # done before: no part of the rate
+        for i in range(100):
+            clock.now += 2
+            bar.update(1, lambda i=i: asked.append(i) or f"loss 0.{i}")
+        clock.now += 60
+        bar.update(1)  # a helper's: the loss is the last one known
+    assert capsys.readouterr().out.splitlines() == [
+        "step 50 of 140 | loss 0.29 | 3.0 minutes left",
+        "step 80 of 140 | loss 0.59 | 2.0 minutes left",
+        "step 110 of 140 | loss 0.89 | 1.0 minutes left",
+        "step 121 of 140 | loss 0.99 | 0.8 minutes left",
+    ]
+    assert asked == [29, 59, 89, 99]  # on a GPU each would wait
+
+
+def test_helpers_alone_give_lines_without_a_loss(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    bar = jobs.Lines(4)
+    clock.now += 60
+    bar.update(0)  # none done yet
+    bar.update(1)
+    assert capsys.readouterr().out == "step 1 of 4 | 3.0 minutes left\n"
+    monkeypatch.setattr(jobs, "LEADS", False)  # another rank of torchrun
+    clock.now += 60
+    bar.update(1)
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_terminal_the_bar_shows_the_loss(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    asked = []
+    with jobs.progress_bar(10) as bar:
+        assert isinstance(bar, jobs.Bar)
+        for i in range(5):
+            bar.update(1, lambda i=i: asked.append(i) or "loss 0.5")
+        assert asked == []  # within a second
+        bar.bar.last_print_t -= 2
+        bar.update(1, lambda: "loss 0.25")
+        bar.bar.refresh()
+    assert "6/10" in terminal.getvalue() and "loss 0.25" in terminal.getvalue()
+
+
+def test_lines_of_a_training(slow, tmp_path, monkeypatch, capsys):
+    """The mean loss of the epoch so far, and nothing more often than it is due."""
+    argv = [*slow, "--fold", "0", "--epochs", "2", "--out"]
+    assert train.main([*argv, str(tmp_path / "a")]) == 0
+    assert "minutes left" not in capsys.readouterr().out
+    monkeypatch.setattr(jobs, "LINE_EVERY", 0)
+    losses = []
+    real = checkpoint.Progress.add_step
+    monkeypatch.setattr(
+        checkpoint.Progress,
+        "add_step",
+        lambda self, both: losses.append((self.epoch, float(both[0]))) or real(self, both),
+    )
+    assert train.main([*argv, str(tmp_path / "b")]) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("step ")]
+    assert len(lines) == len(losses) > 4
+    for n, (line, (epoch, _)) in enumerate(zip(lines, losses, strict=True), 1):
+        mean = np.mean([loss for e, loss in losses[:n] if e == epoch])
+        words = rf"step {n} of {len(losses)} \| fold 0 epoch {epoch + 1} loss (\d\.\d{{4}})"
+        found = re.fullmatch(words + r" \| \d+\.\d minutes left", line)
+        assert found and float(found[1]) == pytest.approx(mean, abs=1e-4), line
 
 
 # Threads that wait
