@@ -19,7 +19,7 @@ ERRORS = [  # what it is; arguments; words of the error
     ("share", ["{run}", "--texts", "{texts}", "--teacher-share", "2"], ["--teacher-share must lie in 0 ... 1"]),
     ("single: no student", ["--single", "{d}/none"], ["none/config.json"]),
     ("single: no student of ours", ["--single", "{run}"], ["is no student that distil.py trained"]),
-    ("a folder with another config.json", ["{run}/fold_0", "--texts", "{texts}"], ["env.json"]),
+    ("a fold of a run", ["{run}/fold_0", "--texts", "{texts}"], ["fold_0: is one fold of a run - give"]),
     ("single: unfinished, and no texts", ["--single", "{d}/half", "--teacher", "{run}", "--texts", "{d}/none.csv"], ["fold 1 is missing"]),
     ("single: not its student", ["--single", "{run}", "--teacher", "{run}", "--texts", "{texts}"], ["not taught by"]),
 ]  # fmt: skip
