@@ -148,14 +148,18 @@ def start_script(kind: type, argv: list[str] | None = None) -> None:
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
-    import_torch_whose_threads_sleep()
+    import_torch_with_short_waits()
 
 
-def import_torch_whose_threads_sleep() -> None:
-    """Threads that wait for each other sleep: spinning, they crawl beside another busy process."""
+def import_torch_with_short_waits() -> None:
+    """Threads that wait for each other spin for some microseconds, then sleep.
+
+    Spinning without end they crawl beside another busy process; sleeping at once they are slower.
+    Measured: docs/scaling.md.
+    """
     if any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
         return
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["GOMP_SPINCOUNT"] = "3000"
     import torch  # noqa: F401  it reads the variable now
 
-    del os.environ["OMP_WAIT_POLICY"]
+    del os.environ["GOMP_SPINCOUNT"]

@@ -386,7 +386,7 @@ def test_waiting_threads_sleep_where_the_user_set_nothing(tmp_path):
         from support.cli import start_script
         assert "torch" not in sys.modules
         start_script(Config)
-        print("torch" in sys.modules, os.environ.get("OMP_WAIT_POLICY"))
+        print("torch" in sys.modules, os.environ.get("GOMP_SPINCOUNT"))
         """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
     command = [sys.executable, "-c", code, HERE]
