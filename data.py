@@ -31,7 +31,10 @@ class Table:
     inputs: list[str]  # what the encoder reads
     targets: np.ndarray | None  # float32 (N, C): what is learned, 0 or 1; shares (--soft-labels)
     text_column: str
-    extra: object = None  # DataFrame of the columns that a flag names
+    named: object = None  # DataFrame of the columns that a flag names
+    extra: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # float32 (N,): other columns of numbers
     group: np.ndarray | None = None  # (N,): the cell of --group-column, '' for no group
     fold: np.ndarray | None = None  # int (N,): the fold that holds a row out; -1: none does
     sha256: str = ""  # of the file; of --train and --valid, with a space between
@@ -78,19 +81,17 @@ def make_inputs(texts: list[str], columns=None) -> list[str]:
 def read_chunks(source: InputCSV, rows: int | None = None) -> Iterator[Table]:
     """Tables of at most `rows` rows (None: all) in the file's order; always one, even if empty.
 
-    Ids and texts stay as written ('NA' is a text, 007 an id); ids left out are numbers from 0.
+    Ids and texts stay as written: 'NA' is a text, 007 an id.
     """
     table = None
     n = 0  # rows before
     for frame in source.frames(rows):
         texts = frame[source.text_column].tolist()
-        ids = [str(i) for i in range(n, n + len(texts))]
-        if "id" in source.header:
-            ids = frame["id"].tolist()
         targets = source.read_labels(frame)
         source.count_odd(frame, texts)
-        inputs = make_inputs(texts, frame)
-        table = Table(ids, texts, inputs, targets, source.text_column, frame[source.named])
+        ids, inputs = source.read_ids(frame, n), make_inputs(texts, frame)
+        columns = frame[source.named], source.read_numbers(frame)
+        table = Table(ids, texts, inputs, targets, source.text_column, *columns)
         yield table
         n += len(texts)
     if table is None:
@@ -105,7 +106,7 @@ def read_table(path: str, config: Config) -> Table:
         (table,) = read_chunks(source)
         source.check_rows()
     source.warn_of_odd_rows()
-    return replace(table, sha256=sha256, **read_split(table.extra, config, path))
+    return replace(table, sha256=sha256, **read_split(table.named, config, path))
 
 
 def read_data(config: Config) -> Table:
@@ -197,12 +198,13 @@ def threshold_folds(oof: OutOfFold, groups: np.ndarray, config: Config) -> np.nd
 
 @dataclass
 class EmotionDataset(torch.utils.data.Dataset):
-    """Row i: `input_ids` int32 (T,), cut out of one flat array, and `labels` float32 (C,)."""
+    """Row i: `input_ids` int32 (T,), of one flat array, `labels` float32 (C,), and `extra`."""
 
     token_ids: np.ndarray  # int32 (all tokens,)
     offsets: np.ndarray  # int64 (N + 1,): row i is token_ids[offsets[i]:offsets[i + 1]]
     truncated: int = 0  # rows longer than max_length
     targets: np.ndarray | None = None  # float32 (N, C): what a fold learns
+    extra: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) each: `Table.extra`
 
     @property
     def lengths(self) -> np.ndarray:
@@ -215,7 +217,7 @@ class EmotionDataset(torch.utils.data.Dataset):
         item = {"input_ids": self.token_ids[self.offsets[i] : self.offsets[i + 1]]}
         if self.targets is not None:
             item["labels"] = self.targets[i]
-        return item
+        return item | {name: values[i] for name, values in self.extra.items()}
 
 
 def encode(tokenizer: Tokenizer, inputs: list[str], max_length: int) -> EmotionDataset:
@@ -267,8 +269,8 @@ class DataCollator:
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = np.concatenate(rows)
         arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-        if "labels" in items[0]:
-            arrays["labels"] = np.stack([item["labels"] for item in items])  # (B, C)
+        for name in items[0].keys() - {"input_ids"}:  # labels (B, C); extra columns (B,)
+            arrays[name] = np.stack([item[name] for item in items])
         batch = {name: torch.from_numpy(x) for name, x in arrays.items()}
         pinned = self.device == "cuda"  # a copy from pinned memory need not be waited for
         if pinned:

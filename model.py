@@ -5,6 +5,8 @@ B rows of a batch, T tokens, H hidden, C labels. Another pooling: `pool`. Anothe
 `compute_loss`. The head is the first notebook's for every encoder, in fp32 outside autocast.
 """
 
+import copy
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,23 +27,21 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, targ
 
 
 class EmotionClassifier(nn.Module):
-    """Encoder -> text vector -> dropout -> linear: logits (B, C) in fp32."""
+    """Encoder -> text vector -> dropout -> linear: logits (B, C) in fp32; by the run's settings."""
 
-    def __init__(
-        self, encoder: nn.Module, num_labels: int, pooling: str = "mean", dropout: float = 0.3
-    ):
+    def __init__(self, encoder: nn.Module, config: Config):
         super().__init__()
         self.encoder = encoder
-        self.num_labels = num_labels
-        self.pooling = pooling
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.config.hidden_size, num_labels)
+        self.num_labels = len(config.labels)
+        self.pooling = config.pooling
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(encoder.config.hidden_size, self.num_labels)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         with torch.autocast(hidden.device.type, enabled=False):
             vector = pool(hidden.float(), attention_mask, self.pooling)  # (B, T, H) -> (B, H)
-            return self.head(self.dropout(vector))  # (B, C)
+            return self.head(self.dropout(vector))  # (B, C); see `TextVectors`
 
     @torch.no_grad()
     def start_at(self, share: torch.Tensor) -> None:
@@ -49,32 +49,48 @@ class EmotionClassifier(nn.Module):
         last = [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1]
         last.bias.copy_(torch.logit(share))
 
-    def head_names(self) -> dict[str, str]:
-        """Keys in head.safetensors -> in state_dict: all but the encoder's, a fork's too."""
-        keys = [key for key in self.state_dict() if not key.startswith("encoder.")]
-        return {key.removeprefix("head."): key for key in keys}
+    def head_keys(self) -> list[str]:
+        """What head.safetensors holds of the state_dict: all but the encoder, a fork's too."""
+        return [key for key in self.state_dict() if not key.startswith("encoder.")]
 
     def save(self, folder: str | Path) -> None:
         """The encoder as transformers saves it, and head.safetensors."""
         self.encoder.save_pretrained(folder, state_dict=whole_state(self.encoder))
         weights = self.state_dict()
-        head = {key: weights[name].float().contiguous() for key, name in self.head_names().items()}
+        head = {key: weights[key].float().contiguous() for key in self.head_keys()}
         save_file(head, Path(folder, "head.safetensors"))
 
     @classmethod
-    def load(cls, folder: str | Path, num_labels: int, pooling: str) -> "EmotionClassifier":
-        """A fold that train.py saved, in eval mode. UserError for a head of another shape."""
-        model = cls(load_encoder(str(folder)), num_labels, pooling)
+    def load(cls, folder: str | Path, config: Config) -> "EmotionClassifier":
+        """A fold that train.py saved, in eval mode. UserError for a head of another shape.
+
+        `config`: the settings of its run.
+        """
+        model = cls(load_encoder(str(folder)), config)
         path = Path(folder, "head.safetensors")
-        keys = model.head_names()
         with plain_errors(str(folder)):
             head = load_file(path)
-            if different := sorted(head.keys() ^ keys.keys()):
+            if different := sorted(head.keys() ^ set(model.head_keys())):
                 problem = f"made by other code (weights {', '.join(different)})"
                 raise UserError(f"{path}: {problem} - use the code it was trained with")
-            head = {keys[k]: weight for k, weight in head.items()}
             model.load_state_dict({**model.state_dict(), **head})
         return model.eval()
+
+
+class TextVectors(nn.Module):
+    """What the head of a model reads, (B, H) in place of logits: for `run_over_rows`.
+
+    What `forward` does to the logits after the head it does to these vectors, too.
+    """
+
+    def __init__(self, model: EmotionClassifier):
+        super().__init__()
+        self.model = twin(model)
+        self.model.head = nn.Identity()
+        self.num_labels = model.encoder.config.hidden_size
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, attention_mask)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -103,7 +119,7 @@ def build_model(
     """A pretrained encoder with a new head. targets (N, C): of the rows to train on; token_ids:
     those that occur."""
     encoder = load_encoder(path)
-    model = EmotionClassifier(encoder, targets.shape[1], config.pooling, config.dropout)
+    model = EmotionClassifier(encoder, config)
     if not config.pos_weight:  # which makes all labels equally frequent
         model.start_at(torch.from_numpy(targets.mean(0).clip(0.001, 0.999)))
     use_token_table(encoder, token_ids)
@@ -158,12 +174,15 @@ def run_over_rows(
     logits = np.zeros((len(rows), model.num_labels), np.float32)
     losses = np.zeros(len(rows), np.float32)
     model.eval()
+    of_thread = threading.local()  # what `forward` sets on self must not be another batch's
 
     @torch.inference_mode()
     def run(part: np.ndarray) -> None:
+        if not hasattr(of_thread, "model"):
+            of_thread.model = twin(model)
         batch = collate([dataset[i] for i in rows[part]])
         with autocast(collate.device, collate.precision):
-            batch_logits, batch_losses = compute_loss(model, batch, criterion)
+            batch_logits, batch_losses = compute_loss(of_thread.model, batch, criterion)
         logits[part] = batch_logits.float().cpu().numpy()
         if criterion:
             losses[part] = batch_losses.float().cpu().numpy()
@@ -171,6 +190,20 @@ def run_over_rows(
     for _ in in_threads(run, token_batches(dataset.lengths[rows], tokens), collate.device):
         check()
     return logits, losses
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A tree of modules of its own over the same parameters and buffers."""
+    copies: dict[int, nn.Module] = {}  # a module that stands in two places stays one
+
+    def copied(old: nn.Module) -> nn.Module:
+        if id(old) not in copies:
+            new = copies[id(old)] = copy.copy(old)
+            new._modules = {name: child and copied(child) for name, child in old._modules.items()}
+            new._buffers = dict(old._buffers)
+        return copies[id(old)]
+
+    return copied(module)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class Ensemble:
             if not self.keep:
                 self.models = {}
             folder = self.run.fold_dir(k)
-            model = EmotionClassifier.load(folder, len(self.names), self.config.pooling)
+            model = EmotionClassifier.load(folder, self.config)
             self.models[k] = model.to(self.config.device)
         return self.models[k]
 
@@ -64,14 +65,16 @@ class Ensemble:
         fold_numbers: Sequence[int] | None = None,
         check: Callable[[], None] = lambda: None,
         print_folds: bool = False,
+        extra: dict[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """float32 (N, C): the mean of the probabilities of all folds, or of these `fold_numbers`.
 
-        `inputs`: as `make_inputs` gives them. `check`: runs between batches.
+        `inputs`: as `make_inputs` gives them. `check`: runs between batches. `extra`: see Table.
         """
         if fold_numbers is None:
             fold_numbers = range(self.run.folds)
         dataset = encode(self.tokenizer, inputs, self.config.max_length)
+        dataset = replace(dataset, extra=extra or {})
         collate = DataCollator.of(self.tokenizer, self.config)
         total = np.zeros((len(inputs), len(self.names)), dtype=np.float64)
         for k in fold_numbers:
@@ -170,7 +173,10 @@ def predict_file(config: PredictConfig, signals: Signals) -> int:
         chunks = math.ceil(rows / CHUNK)
         for table in tqdm(tables, total=chunks, initial=first, unit="chunk", disable=None):
             p = ensemble.predict_test(
-                table.inputs, check=signals.check, print_folds=out.chunks == first
+                table.inputs,
+                check=signals.check,
+                print_folds=out.chunks == first,
+                extra=table.extra,
             )
             detected = metrics.detect(p, th)
             if source.scored:

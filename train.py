@@ -121,7 +121,7 @@ def train_fold(
     Each step is seeded from (seed, fold, epoch, step, rank): resuming needs no saved RNG state.
     """
     train_idx, val_idx = np.flatnonzero(table.fold != k), np.flatnonzero(table.fold == k)
-    dataset = replace(dataset, targets=table.targets_of(k))  # those of distil.py differ by fold
+    dataset = replace(dataset, targets=table.targets_of(k), extra=table.extra)
     targets = dataset.targets[train_idx]
     collate = DataCollator.of(encoder_info.tokenizer, config)
     torch.manual_seed(seed_of(config.seed, k))  # for the head's initial weights
@@ -139,11 +139,11 @@ def train_fold(
     checkpoint = Checkpoint(run, progress, state)
     print(report.fold_line(k, len(train_idx), len(val_idx), count_parameters(model)))
     checkpoint.load()  # resume from the last save, if there is one
-    net = run.ranks.wrap(model)  # under torchrun the model in DistributedDataParallel
     # The protocol of an epoch: start_epoch; after_step counts each step; end_of_steps; log_entry;
     # perhaps keep; end_epoch goes to the next. after_step and end_epoch save the state.
     with checkpoint.saved_when_stopped():
         while progress.epoch < config.epochs and not out_of_patience(progress.log, config.patience):
+            net = run.ranks.wrap(model, collate.pad_id)  # in DDP; unfreeze parameters before it
             progress.start_epoch(steps_of_epoch(train_idx, dataset, config, progress))
             steps_taken = train_one_epoch(
                 model=net,
@@ -153,7 +153,7 @@ def train_fold(
                 scheduler=scheduler,
                 scaler=scaler,
                 config=config,
-                after_step=checkpoint.after_step,
+                checkpoint=checkpoint,
             )
             progress.end_of_steps(steps_taken)
             val_loss, y_prob = validate(model, dataset, val_idx, collate, criterion, run)
@@ -175,7 +175,7 @@ def train_one_epoch(
     scheduler: LambdaLR,
     scaler: torch.amp.GradScaler,
     config: Config,
-    after_step: Callable[[torch.Tensor, torch.Tensor], None],
+    checkpoint: Checkpoint,  # checkpoint.progress.epoch is the epoch, from 0
 ) -> int:
     """Run the epoch's remaining steps; return how many were taken (fp16 skips what overflows).
 
@@ -205,7 +205,9 @@ def train_one_epoch(
         if not skipped:
             scheduler.step()
             taken += 1
-        after_step(step_loss, norm)  # counts the step; saves now and then, and when a signal came
+        checkpoint.after_step(
+            step_loss, norm
+        )  # counts the step; saves now and then, and when a signal came
     return taken
 
 
@@ -274,7 +276,7 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 def get_optimizer_params(model: nn.Module, config: Config) -> list[dict]:
     """Weight decay on matrices only. Biases and norms are vectors: no list of names is needed."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    params = list(model.parameters())  # frozen ones, too: they may be unfrozen later
     return [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},

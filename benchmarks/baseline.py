@@ -23,12 +23,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 import metrics
 from config import BUNDLED, Config
 from data import DataCollator, OutOfFold, Table, encode, read_data, split
-from model import EmotionClassifier, run_over_rows
+from model import EmotionClassifier, TextVectors, run_over_rows
 from support import report
 from support.cli import parse
 from support.encoders import inspect_encoder, load_encoder
@@ -53,8 +52,7 @@ def frozen_vectors(table: Table, config: Config) -> np.ndarray:
     """float32 (N, H): the mean over the tokens of the bundled encoder, which no label touched."""
     encoder_info = inspect_encoder(BUNDLED)
     encoder = load_encoder(encoder_info.path)
-    model = EmotionClassifier(encoder, num_labels=encoder.config.hidden_size)
-    model.head = nn.Identity()  # its "logits" are the vectors
+    model = TextVectors(EmotionClassifier(encoder, Config()))
     dataset = encode(encoder_info.tokenizer, table.inputs, config.max_length)
     collate = DataCollator.of(encoder_info.tokenizer, config)
     return run_over_rows(model, dataset, collate)[0]

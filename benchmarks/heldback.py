@@ -135,7 +135,7 @@ def train_and_watch(
 
     def keep_and_predict(self, row: dict, y_prob: np.ndarray, model, tokenizer) -> None:
         keep(self, row, y_prob, model, tokenizer)
-        saved = EmotionClassifier.load(self.folder, len(config.labels), config.pooling)
+        saved = EmotionClassifier.load(self.folder, config)
         dataset = encode(tokenizer, new_inputs, config.max_length)
         collate = DataCollator.of(tokenizer, config)
         logits, _ = run_over_rows(saved.to(device), dataset, collate)

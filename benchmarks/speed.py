@@ -79,7 +79,7 @@ def ours(args: argparse.Namespace) -> dict:
         flags = [*train_flags(args, 5, 1), "--fold", 0, "--threads", torch.get_num_threads()]
         call([HERE / "train.py", *flags, "--out", folder])
         rate = json.loads((fold / "log.jsonl").read_text())["rows_per_s"]  # of the steps
-        model = EmotionClassifier.load(fold, len(EMOTIONS), job.config.pooling)
+        model = EmotionClassifier.load(fold, job.config)
     model.to(job.config.device)
     start = time.perf_counter()
     run_over_rows(model, job.dataset, job.collate)

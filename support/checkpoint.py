@@ -210,15 +210,24 @@ class Checkpoint:
                 raise
 
     def keep(
-        self, entry: dict, y_prob: np.ndarray, model, tokenizer: PreTrainedTokenizerBase
+        self,
+        entry: dict,
+        y_prob: np.ndarray,
+        model,
+        tokenizer: PreTrainedTokenizerBase,
+        arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Write this epoch's model and probabilities now: a live state_dict changes later."""
+        """Write this epoch's model and probabilities now: a live state_dict changes later.
+
+        `arrays`: more to save with the fold, as <name>.npy.
+        """
         files = {}
         if self.ranks.leads:
             with atomic_write(self.folder) as temporary:
                 model.save(temporary)
                 tokenizer.save_pretrained(temporary)
-                np.save(temporary / "oof.npy", y_prob, allow_pickle=False)
+                for name, array in {"oof": y_prob, **(arrays or {})}.items():
+                    np.save(temporary / f"{name}.npy", array, allow_pickle=False)
                 files = describe(temporary)
         self.progress.keep(entry, files)
 

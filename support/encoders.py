@@ -28,6 +28,9 @@ from support.files import file_sha256, read_npy, writing
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+HUB_NAME = r"(?![/.~])[\w.-]+(/[\w.-]+)?"
+
+
 def unfit(name: str, why: str) -> UserError:
     return UserError(f"--model {name}: {why}")
 
@@ -43,7 +46,7 @@ def find_encoder(name: str) -> str:
             raise unfit(name, f"is a run - name one of its folds: --model {fold}")
         if problem := folder_problem(name):
             raise unfit(name, problem)
-    elif os.path.exists(name) or not re.fullmatch(r"(?![/.~])[\w.-]+(/[\w.-]+)?", name):
+    elif os.path.exists(name) or not re.fullmatch(HUB_NAME, name):
         raise unfit(name, "no such folder - give a folder, or a Hub name such as bert-base-uncased")
     return name
 
@@ -62,7 +65,7 @@ def bundled_encoder() -> str:
 
 def hub_revision(name: str) -> str | None:
     """The commit of a Hub model in the cache; None for a folder and for the bundled encoder."""
-    if os.path.isdir(name) or name == BUNDLED:
+    if name == BUNDLED or not re.fullmatch(HUB_NAME, name) or os.path.isdir(name):
         return None
     path = try_to_load_from_cache(name, "config.json")
     return Path(path).parent.name if isinstance(path, str) else None

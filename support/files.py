@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from support.process import UserError
 
@@ -20,14 +21,22 @@ os.umask(_umask)
 
 @contextlib.contextmanager
 def writing(path: Path, hint: str = "make room, and run the same command", code: int = 1):
-    """Whatever goes wrong in writing `path`, in one line: libraries disguise a full disk."""
+    """What goes wrong in writing `path`, in one line. A bug in the block is none of that."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as e:
+        if not is_file_error(e):
+            raise
         reason = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
         raise UserError(f"{path}: can't be written ({reason}) - {hint}", code) from e
+
+
+def is_file_error(e: BaseException) -> bool:
+    """Also of the libraries' own names for a full disk or a folder that can't be written."""
+    disguised = ("PytorchStreamWriter", "unexpected pos", "I/O error", "os error")
+    if isinstance(e, (RuntimeError, SafetensorError)) or type(e) is Exception:
+        return any(words in str(e) for words in disguised)
+    return isinstance(e, OSError)
 
 
 def commit(temporary: Path, path: Path) -> None:

@@ -172,6 +172,12 @@ class InputCSV(CsvFile):
 
     # Rows
 
+    def read_ids(self, frame, first: int) -> list[str]:
+        """Those of the file, or numbers from `first` on."""
+        if "id" in self.header:
+            return frame["id"].tolist()
+        return [str(i) for i in range(first, first + len(frame))]
+
     def read_labels(self, frame) -> np.ndarray | None:
         """float32 (N, C); nan for rows that are not to be scored.
 
@@ -193,6 +199,22 @@ class InputCSV(CsvFile):
             self.first_wrong.append((frame.index[i], self.names[j], cell))
         self.wrong_cells += len(wrong)
         return None if len(wrong) else targets
+
+    def read_numbers(self, frame) -> dict[str, np.ndarray]:
+        """float32 (N,): each other column, at least half of whose cells are numbers, by name.
+
+        What is no number is nan: a loss that uses it stops the training, and names the row.
+        """
+        import pandas as pd
+
+        used = ("id", self.text_column, *self.names, "labels", "input_ids", "attention_mask")
+        numbers = {}
+        for name in [name for name in self.header if name not in used]:
+            values = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float32)
+            known = np.isfinite(values)
+            if 2 * known.sum() >= len(values):
+                numbers[name] = np.where(known, values, np.float32(np.nan))
+        return numbers
 
     def count_odd(self, frame, texts: list[str]) -> None:
         """Note what is odd in the rows of a frame."""

@@ -59,11 +59,16 @@ class Ranks:
         while (k := self.agree(next(folds, -1))) >= 0:
             yield k
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model in DDP. DDP waits for parameters that no gradient reaches: they are frozen."""
+    def wrap(self, model: nn.Module, token_id: int) -> nn.Module:
+        """The model in DDP, with the parameters that are trained now: once an epoch.
+
+        DDP waits for parameters that no gradient reaches: they are frozen, as a batch of this
+        token shows.
+        """
         if self.size == 1:
             return model
-        ids = torch.zeros((1, 8), dtype=torch.long, device=next(model.parameters()).device)
+        device = next(model.parameters()).device
+        ids = torch.full((1, 8), token_id, dtype=torch.long, device=device)
         outputs = [x for x in tree_leaves(model(ids, torch.ones_like(ids))) if x.requires_grad]
         sum(x.sum() for x in outputs).backward()
         for p in model.parameters():

@@ -227,7 +227,12 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def rename_away(path: Path) -> None:
-    """Give an old run another name. UserError while a process is at work on it."""
+    """Give an old run another name. UserError while a process is at work on it, or within it."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        hint = "choose another --out, or leave it"
+        raise UserError(
+            f"{path}: can't be written under --restart: you are in this folder - {hint}"
+        )
     for folder in path.glob("fold_*"):
         with locked(folder / "lock") as free:
             if not free:

@@ -55,20 +55,20 @@ def read_folds(column, path: str, folds: int | None) -> np.ndarray:
     return fold
 
 
-def read_split(extra, config: Config, path: str) -> dict:
-    """`group` and `fold` of a Table, from `extra`, the DataFrame of the columns that flags name."""
+def read_split(named, config: Config, path: str) -> dict:
+    """`group` and `fold` of a Table, from `named`, the DataFrame of the columns that flags name."""
     found = {}
     if config.group_column:
-        found["group"] = extra[config.group_column].str.strip().to_numpy(object)
+        found["group"] = named[config.group_column].str.strip().to_numpy(object)
     if config.fold_column:
-        found["fold"] = read_folds(extra[config.fold_column], path, config.folds)
+        found["fold"] = read_folds(named[config.fold_column], path, config.folds)
     return found
 
 
 def append_rows(table, other, fold: np.ndarray):
     """A Table's rows, and after them another's, with folds for all.
 
-    Where the other has no labels or groups, they are nan and ''.
+    What one of them lacks of labels, groups and extra columns is nan or ''.
     """
     targets = other.targets
     if targets is None:
@@ -77,13 +77,18 @@ def append_rows(table, other, fold: np.ndarray):
     if group is not None:
         no_group = np.full(len(other), "", object)
         group = np.concatenate([group, no_group if other.group is None else other.group])
+    extra = {}
+    for name in table.extra.keys() | other.extra.keys():
+        parts = [t.extra.get(name, np.full(len(t), np.nan, np.float32)) for t in (table, other)]
+        extra[name] = np.concatenate(parts)
     return dataclasses.replace(
         table,
         ids=table.ids + other.ids,
         texts=table.texts + other.texts,
         inputs=table.inputs + other.inputs,
         targets=np.concatenate([table.targets, targets]),
-        extra=None,
+        named=None,
+        extra=extra,
         group=group,
         fold=fold,
     )

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from support.process import UserError
+
 MOST_ROWS = 0.7  # a larger share of the table is trained as a whole
 
 
@@ -14,17 +16,23 @@ class TokenTable(nn.Module):
     """
 
     def __init__(self, whole: nn.Embedding, used: np.ndarray):
-        """`used`: the ids that occur, sorted. Others must not be looked up."""
+        """`used`: the ids that occur, sorted. Others can't be looked up."""
         super().__init__()
         used = torch.from_numpy(used).long()
         self.whole = [whole.weight.detach(), used]  # in a list: saved apart, see `whole_state`
         self.weight = nn.Parameter(whole.weight.detach()[used])
-        row = torch.zeros(whole.num_embeddings, dtype=torch.long)
+        row = torch.full((whole.num_embeddings,), -1)
         row[used] = torch.arange(len(used))
         self.register_buffer("row", row, persistent=False)  # id -> row of `weight`
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(self.row[ids], self.weight)
+        """(B, T) -> (B, T, H). UserError for an id that is not there (on CUDA: an assert)."""
+        rows = self.row[ids]
+        if rows.device.type == "cpu" and rows.min() < 0:
+            unknown = int(ids[rows < 0][0])
+            problem = f"token id {unknown} occurs in no text, and so is not trained"
+            raise UserError(f"{problem} - add it to `token_ids` in train_fold", 1)
+        return nn.functional.embedding(rows, self.weight)
 
 
 def use_token_table(encoder: nn.Module, ids: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from transformers import AutoModel, TokenizersBackend
 
 import data
 import predict
+from config import Config
 from data import DataCollator, encode
 from model import EmotionClassifier, run_over_rows
 from support.encoders import inspect_encoder, load_encoder
@@ -77,7 +78,7 @@ def test_every_architecture(kind, tmp_path, monkeypatch):
     BERT two folds; DistilBERT's weights stand in a file of their own, as those over 2 GB must."""
     encoder_info, models = inspect_encoder(one_layer(tmp_path / "a", kind)), []
     for seed in (1, 2) if kind == "bert" else (1,):
-        model = EmotionClassifier(load_encoder(encoder_info.path), 3)
+        model = EmotionClassifier(load_encoder(encoder_info.path), Config(labels=list("abc")))
         torch.manual_seed(seed)
         with torch.no_grad():
             for p in model.parameters():
@@ -207,7 +208,7 @@ def test_one_fold(finished, exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "check", lambda ensemble, folds, *_: compared.append(folds))
     assert export.main([str(finished), str(tmp_path / "m"), "--fold", "1"]) == 0
     ((model,),) = made
-    wanted = EmotionClassifier.load(finished / "fold_1", 5, "mean").head.weight
+    wanted = EmotionClassifier.load(finished / "fold_1", Config()).head.weight
     assert torch.equal(model.head.weight, wanted) and compared == [[1]]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import model as M
 import train
-from config import BUNDLED
+from config import BUNDLED, Config
 from data import DataCollator, encode
 from support import active, dropout, encoders, tokentable
 from support.encoders import inspect_encoder, load_encoder
@@ -51,7 +51,7 @@ def batch_of(tokenizer, labels=False):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_trains_saves_and_loads(kind, tmp_path, monkeypatch):
     encoder_info = inspect_encoder(make(tmp_path / "a", kind))
-    m = M.EmotionClassifier(load_encoder(encoder_info.path), 3)
+    m = M.EmotionClassifier(load_encoder(encoder_info.path), Config(labels=list("abc")))
     assert not any("pooler" in n for n, _ in m.named_parameters())
     dataset, batch = batch_of(encoder_info.tokenizer, labels=True)
     y = batch.pop("labels")
@@ -64,7 +64,7 @@ def test_trains_saves_and_loads(kind, tmp_path, monkeypatch):
     assert sum(not torch.equal(p, before[n]) for n, p in m.named_parameters()) > 0.7 * len(before)
     m.save(tmp_path / "b")
     encoder_info.tokenizer.save_pretrained(tmp_path / "b")
-    again = M.EmotionClassifier.load(tmp_path / "b", 3, "mean")
+    again = M.EmotionClassifier.load(tmp_path / "b", Config(labels=list("abc")))
     plain = T.AutoModel.from_pretrained(tmp_path / "b").eval()
     with torch.no_grad():
         assert torch.equal(m.eval()(**batch), again(**batch))
@@ -130,7 +130,7 @@ def test_a_table_of_the_tokens_that_occur_computes_the_same(kind, tmp_path):
     results = []
     for few in (False, True):
         torch.manual_seed(0)
-        m = M.EmotionClassifier(load_encoder(encoder_info.path), 3).eval()
+        m = M.EmotionClassifier(load_encoder(encoder_info.path), Config(labels=list("abc"))).eval()
         before = m.encoder(**batch).last_hidden_state
         if few:
             table = tokentable.TokenTable(m.encoder.get_input_embeddings(), used)
@@ -139,7 +139,9 @@ def test_a_table_of_the_tokens_that_occur_computes_the_same(kind, tmp_path):
         optimizer = torch.optim.AdamW(m.parameters(), 1e-3, weight_decay=0.1, eps=1e-4)
         for _ in range(20):
             optimizer.zero_grad()
-            torch.nn.functional.binary_cross_entropy_with_logits(m(**batch), y).backward()
+            torch.nn.functional.binary_cross_entropy_with_logits(
+                M.compute_loss(m, batch)[0], y
+            ).backward()
             optimizer.step()
         rows = len(m.encoder.get_input_embeddings().weight)
         assert rows == (len(used) if few else len(encoder_info.tokenizer))
@@ -271,7 +273,7 @@ def test_attention_drops_with_the_faster_masks_in_training_alone(bert, monkeypat
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_fast_dropout_is_used_in_training_and_leaves_no_trace(kind, tmp_path, monkeypatch):
     encoder_info = inspect_encoder(make(tmp_path / "a", kind))
-    m = M.EmotionClassifier(load_encoder(encoder_info.path), 3)
+    m = M.EmotionClassifier(load_encoder(encoder_info.path), Config(labels=list("abc")))
     _, batch = batch_of(encoder_info.tokenizer)
     with torch.no_grad():
         before = m.eval()(**batch)
@@ -352,10 +354,10 @@ def test_pooling():
 
 
 def test_head_stays_fp32_under_autocast(bert):
-    m = M.EmotionClassifier(load_encoder(str(bert)), 5)
+    m = M.EmotionClassifier(load_encoder(str(bert)), Config())
     _, batch = batch_of(make_tokenizer())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert m(**batch).dtype == torch.float32
+        assert M.compute_loss(m, batch)[0].dtype == torch.float32
 
 
 def sentencepiece_folder(tmp_path, name, settings):
@@ -427,10 +429,10 @@ def test_sentencepiece_checkpoint_with_only_a_bin_file(tmp_path):
         {f"deberta.{k}": v for k, v in encoder.state_dict().items()}, folder / "pytorch_model.bin"
     )
     encoder_info = inspect_encoder(str(folder))
-    m = M.EmotionClassifier(load_encoder(encoder_info.path), 3).eval()
+    m = M.EmotionClassifier(load_encoder(encoder_info.path), Config(labels=list("abc"))).eval()
     assert torch.equal(
         m.encoder.get_input_embeddings().weight, encoder.get_input_embeddings().weight.float()
     )
     dataset, batch = batch_of(encoder_info.tokenizer)
     assert (dataset.token_ids == encoder_info.tokenizer.unk_token_id).mean() < 0.2
-    assert m(**batch).isfinite().all()
+    assert M.compute_loss(m, batch)[0].isfinite().all()

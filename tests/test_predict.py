@@ -57,7 +57,7 @@ def read(path):
 def expected(finished, texts):
     """The mean of the folds' probabilities, one text at a time, by plain calls."""
     tokenizer = inspect_encoder(str(finished / "fold_0")).tokenizer
-    models = [M.EmotionClassifier.load(finished / f"fold_{k}", 5, "mean") for k in range(3)]
+    models = [M.EmotionClassifier.load(finished / f"fold_{k}", Config()) for k in range(3)]
     with torch.no_grad():
         one = [
             torch.stack(
@@ -306,9 +306,9 @@ def test_a_run_of_other_code_is_said(finished, test_csv, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     "change, names",
     [
-        (lambda head: head.pop("bias"), "bias"),
+        (lambda head: head.pop("head.bias"), "head.bias"),
         (lambda head: head.update(scale=torch.ones(5)), "scale"),
-        (lambda head: head.update({"0.weight": head.pop("weight")}), "0.weight, weight"),
+        (lambda head: head.update({"a.weight": head.pop("head.weight")}), "a.weight, head.weight"),
     ],
 )
 def test_a_head_of_other_code_is_refused(run, test_csv, change, names, capsys):
@@ -323,7 +323,7 @@ def test_a_head_of_other_code_is_refused(run, test_csv, change, names, capsys):
     write_json(run / "fold_1" / "DONE.json", done, seal=True)
     words = f"{path}: made by other code (weights {names})"
     with pytest.raises(UserError, match=re.escape(words)):
-        M.EmotionClassifier.load(run / "fold_1", 5, "mean")
+        M.EmotionClassifier.load(run / "fold_1", Config())
     assert predict.main(["--run", str(run), "--input", str(test_csv)]) == 2
     said = f"error: {words} - use the code it was trained with\n"
     assert capsys.readouterr().err == said and not os.path.exists("submission.csv")

@@ -114,7 +114,7 @@ def test_accumulating_divides_each_ranks_rows(
     monkeypatch.setattr(Ranks, "__enter__", lambda self: vars(self).update(size=2) or self)
     monkeypatch.setattr(Ranks, "__exit__", lambda self, *_: None)
     monkeypatch.setattr(Ranks, "agree", lambda self, number=0: number)
-    monkeypatch.setattr(Ranks, "wrap", lambda self, model: model)
+    monkeypatch.setattr(Ranks, "wrap", lambda self, model, token_id: model)
     flags = [
         "--batch-size",
         str(size),

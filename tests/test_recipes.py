@@ -180,14 +180,14 @@ def moved(r: Trained, bert: Path, block: str = "") -> float:
 
 def attention_pooling(r, d, files, bert):
     names = {"attention.0.weight", "attention.0.bias", "attention.2.weight"}
-    assert r.head.keys() == {"weight", "bias"} | names
+    assert r.head.keys() == {"head.weight", "head.bias"} | names
     assert r.head["attention.2.weight"].shape == (1, 32)
     assert differs(r, d)
 
 
 def two_layer_head(r, d, files, bert):
-    assert r.head.keys() == {"0.weight", "0.bias", "3.weight", "3.bias"}
-    assert r.head["0.weight"].shape == (32, 32)
+    assert r.head.keys() == {f"head.{x}" for x in ("0.weight", "0.bias", "3.weight", "3.bias")}
+    assert r.head["head.0.weight"].shape == (32, 32)
     assert differs(r, d)
 
 

@@ -40,7 +40,7 @@ def config(**kw) -> Config:
 @pytest.fixture
 def tiny(bert):
     torch.manual_seed(0)
-    return M.EmotionClassifier(load_encoder(str(bert)), 5, "mean", 0.0).eval()
+    return M.EmotionClassifier(load_encoder(str(bert)), config()).eval()
 
 
 def random_batch(n, seed=0):
@@ -71,7 +71,7 @@ def one_step(model, optimizer, micro_batches, c, scaler=None, criterion=None, sc
         scheduler,
         scaler,
         c,
-        lambda *both: found.extend(both),
+        SimpleNamespace(after_step=lambda *both: found.extend(both)),
     )
     return torch.stack(found), taken
 
@@ -81,7 +81,7 @@ def test_accumulated_gradient_is_the_undivided_batchs(tiny, cuts):
     batch, steps = random_batch(37), []
     for edges in ((0, 37), cuts):
         torch.manual_seed(1)
-        m = M.EmotionClassifier(tiny.encoder, 5, "mean", 0.0).eval()
+        m = M.EmotionClassifier(tiny.encoder, config()).eval()
         m.train = lambda m=m: m  # no dropout: its masks differ by the cuts
         grads = {}
 
@@ -260,7 +260,7 @@ def test_saved_encoder_is_transformers_own_and_goes_on(finished, tmp_path, train
     from transformers import AutoModel
 
     plain = AutoModel.from_pretrained(finished / "fold_0").eval()
-    ours = M.EmotionClassifier.load(finished / "fold_0", 5, "mean").encoder
+    ours = M.EmotionClassifier.load(finished / "fold_0", Config()).encoder
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.no_grad():
         assert torch.equal(plain(ids).last_hidden_state, ours(ids).last_hidden_state)

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 from faults import HERE, Killed, assert_survived, at_call, at_step, die, one_line
+from safetensors import SafetensorError
 
 import predict
 import train
-from support.process import UserError
+from support import files
 from support.files import atomic_write, sweep
+from support.process import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -197,3 +199,14 @@ def test_what_is_not_written_whole_leaves_nothing_behind(tmp_path):
     (tmp_path / ".tmp-123").mkdir()
     sweep(tmp_path)
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_bug_within_a_write_is_no_full_disk(tmp_path):
+    """Only what files and the libraries' writers raise is said as such."""
+    for bug in (KeyError("x"), ValueError("no such fold"), RuntimeError("size of tensor a")):
+        with pytest.raises(type(bug)), files.writing(tmp_path):
+            raise bug
+    full = (OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed"))
+    for error in (*full, SafetensorError("I/O error: No space left on device (os error 28)")):
+        with pytest.raises(UserError, match="make room"), files.writing(tmp_path):
+            raise error

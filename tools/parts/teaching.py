@@ -35,7 +35,7 @@ class TaughtTable(Table):
 
     def taught(self, fold_numbers: list[int] | None) -> np.ndarray:
         """float32 (N, C): targets by the mean of these folds of the teacher; None: of all."""
-        p = Ensemble(self.teacher).predict_test(self.inputs, fold_numbers)
+        p = Ensemble(self.teacher).predict_test(self.inputs, fold_numbers, extra=self.extra)
         mixed = self.targets + self.share * (p - self.targets)
         return np.where(np.isnan(self.targets), p, mixed).astype(np.float32)
 
@@ -101,6 +101,7 @@ def read_texts(config: Config, table: Table) -> Table:
         inputs=[new.inputs[i] for i in kept],
         targets=None,
         text_column=new.text_column,
+        extra={name: values[kept] for name, values in new.extra.items()},
     )
 
 
