@@ -7,7 +7,6 @@ byte. Every one of them was once silently wrong.
 """
 
 import json
-import multiprocessing
 import runpy
 import shutil
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import STOP_AND_RESUME, run_driver
 from conftest import LABELS, make_rows, outputs, write_csv
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
@@ -23,39 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--folds", "2", "--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--keep", "last"]
 FLAGS += ["--precision", "fp32", "--device", "cpu", "--threads", "2"]
 
-# Run with `code`, `train_csv` and `flags`; it prints to code/printed.
+# Run with `train_csv` and `flags`, after the beginning in copies.py.
 DRIVER = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-import torch
-
-for stream in (1, 2):
-    os.dup2(os.open(f"{code}/printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-os.chdir(code)
-sys.path.insert(0, code)
-torch.set_num_threads(2)
-import data, predict, train
-from config import Config
-from support import inputcsv, report
-
-os.fsync = lambda handle: None
-report.draw_report = lambda f, *args: Path(f).write_bytes(b"PNG")
 flags = [*flags, "--train", train_csv]
-if code := train.main([*flags, "--out", "run"]):
-    sys.exit(code)
+if exit_code := train.main([*flags, "--out", "run"]):
+    sys.exit(exit_code)
 
-loader, steps = train.train_loader, []
-def stopping(*args):
-    for step in loader(*args):
-        steps.append(step)
-        if len(steps) == 6:  # the second of epoch 2
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield step
-train.train_loader = stopping
-assert train.main([*flags, "--out", "again"]) == 143
-assert train.main([*flags, "--out", "again"]) == 0
-
+"""
+DRIVER += STOP_AND_RESUME
+DRIVER += """
 torch.set_num_threads(2)
 ensemble = predict.load_run("run", "cpu", "fp32")
 table = next(data.read_chunks(inputcsv.InputCSV(train_csv, Config())))
@@ -65,10 +41,6 @@ argv = ["--run", "run", "--input", train_csv, *paths, "--precision", "fp32", "--
 assert predict.main(argv) == 0
 """
 
-# Each copy's process is a fork of one that has the libraries, but no file of ours.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "transformers.models.bert.modeling_bert", "pandas"])
-
 
 @dataclass
 class Trained:
@@ -76,10 +48,7 @@ class Trained:
 
     folder: Path
     exit_code: int
-
-    @property
-    def printed(self) -> str:
-        return (self.folder / "printed").read_text()
+    printed: str
 
     @property
     def head(self) -> dict:
@@ -125,12 +94,9 @@ def fork(tmp_path, bert, weighted_csv):
             assert text.count(old) == 1, (file, old)
             (code / file).write_text(text.replace(old, new))
         argv = ["--model", str(bert), *FLAGS, *flags]
-        names = {"code": str(code), "train_csv": str(csv), "flags": argv}
-        process = PROCESSES.Process(target=exec, args=(DRIVER, names))
-        process.start()
-        process.join(300)
-        process.kill()  # if it still runs
-        return Trained(code, process.exitcode)
+        names = {"train_csv": str(csv), "flags": argv}
+        exit_code, printed = run_driver(DRIVER, code, threads=2, **names)
+        return Trained(code, exit_code, printed)
 
     return make
 
@@ -214,7 +180,7 @@ def test_a_column_of_numbers_reaches_the_loss_by_its_name(fork):
     weigh = '    losses = losses * batch["weight"] if criterion else None\n'
     forked = fork([("model.py", LOSSES, LOSSES + weigh)])
     forked.check()
-    before = Trained(Path(first), 0).log
+    before = Trained(Path(first), 0, "").log
     assert forked.log[0]["train_loss"] > 1.5 * before[0]["train_loss"]  # the mean weight is 2
 
 

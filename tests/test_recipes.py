@@ -7,7 +7,6 @@ same checks must fail for a copy without a patch.
 
 import csv
 import json
-import multiprocessing
 import re
 import runpy
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import STOP_AND_RESUME, run_driver
 from conftest import CUES, LABELS, make_rows, outputs, write_csv
 from safetensors.torch import load_file
 from sklearn.metrics import fbeta_score
@@ -32,25 +32,8 @@ TEXT, TOPIC, OTHER_TOPIC = f"i am so {CUES['joy']}", "storm", "party"
 FLAGS = ["--folds", "2", "--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--dropout", "0.1"]
 FLAGS += ["--keep", "last", "--precision", "fp32", "--device", "cpu"]
 
-# Run with `code`, `text`, `topic`, `flags` and the CSVs' folder `files`; it prints to code/printed.
+# Run with `text`, `topic`, `flags` and the CSVs' folder `files`, after the beginning in copies.py.
 DRIVER = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-import torch
-
-for stream in (1, 2):
-    os.dup2(os.open(f"{code}/printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-os.chdir(code)
-sys.path.insert(0, code)
-torch.set_num_threads(1)
-import data, predict, train
-from config import Config
-from support import inputcsv, report
-
-assert Path(train.__file__).parent == Path(data.__file__).parent == Path(code)
-os.fsync = lambda handle: None
-report.draw_report = lambda f, *args: Path(f).write_bytes(b"PNG")
 csv = {name: f"{files}/{name}.csv" for name in ("train", "test", "other")}
 flags = [*flags, "--train", csv["train"]]
 assert train.main([*flags, "--out", "run"]) == 0
@@ -70,30 +53,8 @@ table = next(data.read_chunks(inputcsv.InputCSV(csv["train"], Config(), names=()
 np.save("fold_0.npy", ensemble.predict_test(table.inputs, fold_numbers=[0]))
 
 print("=== stopped, and gone on")
-loader, steps = train.train_loader, []
-def stopping(*args):
-    for step in loader(*args):
-        steps.append(step)
-        if len(steps) == 6:  # the second of epoch 2
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield step
-train.train_loader = stopping
-assert train.main([*flags, "--out", "again"]) == 143
-assert train.main([*flags, "--out", "again"]) == 0
 """
-
-# Each copy's process is a fork of one that has the libraries, but no file of ours.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "torch",
-        "torch.optim.swa_utils",
-        "transformers.models.bert.modeling_bert",
-        "pandas",
-        "sklearn.metrics",
-        "sklearn.linear_model",
-    ]
-)
+DRIVER += STOP_AND_RESUME
 
 
 @dataclass
@@ -146,14 +107,10 @@ def files(tmp_path_factory) -> Path:
 
 def train_copy(code: Path, files: Path, bert: Path, patch: Path | None) -> Trained:
     BENCHMARK["copy_code"](code, patch)
-    names = {"code": str(code), "files": str(files), "text": TEXT, "topic": TOPIC}
-    names["flags"] = ["--model", str(bert), *FLAGS]
-    process = PROCESSES.Process(target=exec, args=(DRIVER, names))
-    process.start()
-    process.join(300)
-    process.kill()  # if it still runs
-    printed = (code / "printed").read_text()
-    assert process.exitcode == 0, printed
+    flags = ["--model", str(bert), *FLAGS]
+    names = {"files": str(files), "text": TEXT, "topic": TOPIC, "flags": flags}
+    exit_code, printed = run_driver(DRIVER, code, threads=1, **names)
+    assert exit_code == 0, printed
     return Trained(code, printed)
 
 
