@@ -8,6 +8,7 @@ python -m pytest tests/test_ranks.py
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -153,6 +154,33 @@ def test_two_ranks_take_the_steps_of_one_process(place):
         text.count("epoch  1/6") == 2 and text.count("cross-fitted (quote this one)") == 1
     )  # one rank prints
     assert json.loads((place / "two/env.json").read_text())["same"]["world_size"] == 2
+
+
+def test_layers_that_a_fork_unfreezes_later_are_the_same_on_all_ranks(place, tmp_path):
+    """The fork trains the head alone in the first epochs. Two ranks still take the steps of one."""
+    code = runpy.run_path(str(HERE / "benchmarks/recipes.py"))["copy_code"](tmp_path / "code")
+    text = (code / "train.py").read_text()
+    old = "            net = run.ranks.wrap(model, collate.pad_id)"
+    assert text.count(old) == 1
+    new = "            model.encoder.requires_grad_(progress.epoch >= 4)\n"
+    (code / "train.py").write_text(text.replace(old, new + old))
+    flags = [*argv(place), "--freeze", "2", "--fold", "0", "--threads", "1"]
+    one = subprocess.run(
+        [sys.executable, code / "train.py", *flags, "--out", tmp_path / "one"],
+        capture_output=True,
+        text=True,
+    )
+    assert one.returncode == 0, one.stderr
+    two = torchrun(code / "train.py", *flags, "--out", tmp_path / "two")
+    out = two.communicate(timeout=300)[0]
+    assert two.returncode == 0, out
+    start = load_file(place / "bert/model.safetensors")
+    weights = [load_file(tmp_path / n / "fold_0/model.safetensors") for n in ("one", "two")]
+    for name in weights[0]:
+        if "key.bias" not in name:  # its gradient is rounding alone
+            assert (weights[0][name] - weights[1][name]).abs().max() <= 1e-5, name
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert (weights[1][name] - start[name]).abs().max() > 0.001  # two epochs trained it
 
 
 def test_a_killed_worker(place):
