@@ -129,6 +129,7 @@ class PredictConfig:
         "submission.csv", "CSV to write: id, a 0/1 column per label (or .csv.gz, .tsv)"
     )
     probabilities: str | None = arg(None, "also write the averaged probabilities to this CSV")
+    with_text: bool | None = arg(None, "write each row's text too (default: if the CSV has no id)")
     thresholds: str | None = arg(None, "th.npy, or a number for all labels (default: the run's)")
     calibrate: bool = arg(False, "correct probabilities by label (Platt, on out-of-fold rows)")
     text: list[str] | None = arg(None, "predict these texts, print the result, write no file")

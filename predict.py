@@ -156,11 +156,13 @@ def predict_file(config: PredictConfig, signals: Signals) -> int:
     with unchanged(config.input, run.path / "DONE.json") as checksums:
         source = InputCSV(config.input, run.config, text_column=config.text_column)
         rows = count_rows(source, run.seen)
+        with_text = "id" not in source.header if config.with_text is None else config.with_text
         ensemble = Ensemble(run, keep=rows > CHUNK and run.fits_in_memory())
         settings = [
             run.config.device,
             run.config.precision,
             source.text_column,
+            with_text,
             config.calibrate,
             CHUNK,
         ]
@@ -185,7 +187,8 @@ def predict_file(config: PredictConfig, signals: Signals) -> int:
                 exact += int((table.y[known] == detected[known]).all(1).sum())
             if config.calibrate:
                 p = metrics.calibrated(p, *run.platt)
-            out.append(table.ids, [counts.tolist(), exact], detected, p)
+            texts = table.texts if with_text else None
+            out.append(table.ids, texts, [counts.tolist(), exact], detected, p)
     out.finish()
     if source.scored:
         print(report.scores_of_counts(counts, exact, th, run.names))

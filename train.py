@@ -363,7 +363,7 @@ def summarise(config: Config, table: Table, run: Run) -> None:
         write_json(folder / "metrics.json", summary.values | totals)
         write_log(folder, log)
         report.write_oof(folder, table, oof, names)
-        report.write_likely_errors(folder, table, oof, names)
+        report.write_likely_errors(folder, table, oof, summary.pred, names)
         report.draw_report(folder / "report.png", log, oof, summary, names, heading)
     print(report.closing_table(summary.values))
     command = f"python predict.py --run {shlex.quote(str(run.path))}"

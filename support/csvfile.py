@@ -1,6 +1,7 @@
 """CSV files read strictly by pandas; each fault is named by its row.
 
-Rows are numbered as in spreadsheets: the header is row 1.
+Rows are numbered as in spreadsheets: the header is row 1. Fields may be separated as Excel writes
+them in some countries, by semicolons, or by tabs; its "Unicode text" is UTF-16.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from support.hints import first_line, looks_like_data
 from support.process import UserError
@@ -64,6 +67,10 @@ FORMATS = {
 }
 
 
+SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how it begins; UTF-32 goes on with two zeros
+
+
 def check_format(path: Path) -> None:
     """UserError for a file that isn't what its name says, by its first bytes."""
     with open(path, "rb") as f:
@@ -73,6 +80,19 @@ def check_format(path: Path) -> None:
     for magic, (kind, hint) in FORMATS.items():
         if start.startswith(magic):
             raise UserError(f"{path}: is {kind} - {hint.replace('FILE', path.name)}")
+
+
+def encoding_of(path: Path) -> str:
+    """By the first bytes: UTF-16 has a byte order mark, all else is to be UTF-8."""
+    with opener_of(path)(path, "rb") as f, contextlib.suppress(OSError, EOFError, gzip.zlib.error):
+        start = f.read(4)
+        if start.startswith(UTF_16) and start[2:] != b"\0\0":
+            return "utf-16"
+    return "utf-8-sig"
+
+
+def opener_of(path: str | Path):
+    return gzip.open if str(path).endswith(".gz") else open
 
 
 def column_names(cells: list[str]) -> list[str]:
@@ -91,7 +111,14 @@ class CsvFile:
         self.path = str(path)
         self.names = list(names)
         check_format(check_file(path, "a CSV"))
+        self.encoding = encoding_of(Path(path))
+        self.separator = ","
         header = next(self._records(), [])
+        if len(header) == 1 and not header[0].lower().startswith("sep="):
+            self.separator = max(",;\t", key=header[0].count)  # the sign that splits it best
+            header = next(self._records(), [])
+            if len(header) == 1:
+                self.separator = ","
         if not any(header):
             raise UserError(
                 f"{path}:1: the file or its header is empty - it needs a header and rows"
@@ -99,16 +126,16 @@ class CsvFile:
         header = column_names(header)
         if re.fullmatch("sep=.?", header[0], re.IGNORECASE) and not any(header[1:]):
             problem = f"{header[0]!r} is a line of Excel's, no header"
-            raise UserError(f"{path}:1: {problem} - remove it, and separate the fields by commas")
+            raise UserError(f"{path}:1: {problem} - remove it")
         duplicates = sorted({name for name in header if name and header.count(name) > 1})
         if duplicates and looks_like_data(header):
             raise self._no_header(header)
         if duplicates:
             raise UserError(f"{path}:1 column {duplicates[0]!r}: duplicate name - rename one")
-        for separator in ";\t|" if len(header) == 1 else "":
-            if separator in header[0]:
-                use_commas = f"separate the fields by commas, not {separator!r}"
-                raise UserError(f"{path}:1: {header[0]!r:.60} - {use_commas}")
+        if len(header) == 1 and "|" in header[0]:
+            raise UserError(f"{path}:1: {header[0]!r:.60} - separate the fields by commas, not '|'")
+        if self.separator != ",":
+            print(f"{path}: its fields are separated by {SIGNS[self.separator]}")
         self.header = header
 
     @property
@@ -124,7 +151,8 @@ class CsvFile:
     def frames(self, rows: int | None = None):
         """DataFrames of at most `rows` rows (None: all), cells as written, indexed by row number.
 
-        Blank lines are left out; in a file of one column they are blank texts. UserError otherwise.
+        Blank lines and rows of empty cells are left out and counted; in a file of one column they
+        are blank texts. UserError for what is no table.
         """
         import pandas as pd  # here, as predict.py --text starts without it
 
@@ -133,6 +161,7 @@ class CsvFile:
             with self._open() as f, contextlib.suppress(StopIteration):
                 reader = pd.read_csv(
                     f,
+                    sep=self.separator,
                     iterator=True,
                     header=None,
                     names=range(width + 1),  # the last column: filled by rows that are too long
@@ -152,7 +181,8 @@ class CsvFile:
                     if width == 1:
                         frame[0] = frame[0].fillna("")
                     lines = len(frame)
-                    frame = frame[frame[0].notna()]
+                    if width > 1:
+                        frame = frame[~is_empty(frame)]
                     if frame[width - 1].isna().any() or frame[width].notna().any():
                         raise self._fault()
                     frame = frame.drop(columns=width)
@@ -163,8 +193,8 @@ class CsvFile:
             raise self._fault() from None
 
     def _open(self, errors: str = "strict"):
-        opener = gzip.open if self.path.endswith(".gz") else open
-        return opener(self.path, "rt", encoding="utf-8-sig", errors=errors, newline="")
+        opener = opener_of(self.path)
+        return opener(self.path, "rt", encoding=self.encoding, errors=errors, newline="")
 
     def _records(self) -> Iterator[list[str]]:
         """The records by the csv module; UserError names the place of what it can't read."""
@@ -172,7 +202,8 @@ class CsvFile:
         try:
             with self._open(errors="surrogateescape") as f:
                 # Bytes that are not UTF-8 became surrogates, which don't encode.
-                reader = csv.reader((line for line in f if line.encode()), strict=True)
+                lines = (line for line in f if line.encode())
+                reader = csv.reader(lines, delimiter=self.separator, strict=True)
                 for n, row in enumerate(reader, 2):  # noqa: B007
                     yield row
         except UnicodeEncodeError as e:
@@ -180,9 +211,11 @@ class CsvFile:
             place = len(e.object[: e.start].encode())
             problem = f"not UTF-8 (byte 0x{byte:02x} at {place})"
             line = reader.line_num + 1
-            raise UserError(
-                f"{self.path}: line {line}: {problem} - save the file as UTF-8"
-            ) from None
+            hint = "save the file as UTF-8 (in Excel: CSV UTF-8)"
+            raise UserError(f"{self.path}: line {line}: {problem} - {hint}") from None
+        except UnicodeDecodeError as e:  # of UTF-16
+            problem = f"not {e.encoding} ({e.reason})"
+            raise UserError(f"{self.path}:{n}: {problem} - save the file as UTF-8") from None
         except csv.Error as e:
             hint = 'close the quote; a quote inside a quoted text is written ""'
             problem = f"broken quoting in the record that begins here ({e})"
@@ -194,9 +227,22 @@ class CsvFile:
         """What is wrong with a file that pandas can't read as rows of equal width."""
         width = len(self.header)
         for n, row in enumerate(self._records(), 1):
-            if row and len(row) != width:
+            empty = len(row) <= width + 1 and not any(map(str.strip, row))
+            if not empty and len(row) != width:
                 found = f"{len(row)} fields where the header has {width}"
-                start = repr(",".join(row)[:40])
-                hint = "put texts that hold commas or line breaks in double quotes"
+                start = repr(self.separator.join(row)[:40])
+                signs = SIGNS[self.separator]
+                hint = f"put texts that hold {signs} or line breaks in double quotes"
                 return UserError(f"{self.path}:{n}: {found} (it begins {start}) - {hint}")
         return UserError(f"{self.path}: can't be read - the file changed meanwhile; try again")
+
+
+def is_empty(frame) -> np.ndarray:
+    """bool (N,): no cell holds anything but spaces; cells of short rows are NaN."""
+    empty = np.ones(len(frame), bool)
+    for name in frame:
+        cells = frame[name].to_numpy()[empty]
+        empty[empty] = [not (isinstance(cell, str) and cell.strip()) for cell in cells]
+        if not empty.any():
+            break
+    return empty

@@ -68,12 +68,19 @@ def csv_text(rows: list[list], delimiter: str = ",") -> str:
 
 
 def to_csv(
-    ids: list[str], values: np.ndarray, names: list[str], header: bool, delimiter: str = ","
+    ids: list[str],
+    values: np.ndarray,
+    names: list[str],
+    header: bool,
+    delimiter: str = ",",
+    texts: list[str] | None = None,
 ) -> str:
-    """Rows of id and values (0/1, or probabilities to 9 digits) as CSV text."""
+    """Rows of id, perhaps text, and values (0/1, or probabilities to 9 digits) as CSV text."""
+    columns = {"id": ids} if texts is None else {"id": ids, "text": texts}
     cell = int if values.dtype == bool else "{:.9g}".format
-    rows = [[i, *map(cell, row)] for i, row in zip(ids, values.tolist(), strict=True)]
-    return csv_text([["id", *names], *rows] if header else rows, delimiter)
+    before = zip(*columns.values(), strict=True)
+    rows = [[*cells, *map(cell, row)] for cells, row in zip(before, values.tolist(), strict=True)]
+    return csv_text([[*columns, *names], *rows] if header else rows, delimiter)
 
 
 def delimiter_of(path: Path) -> str:
@@ -81,14 +88,17 @@ def delimiter_of(path: Path) -> str:
 
 
 def first_rows(text: str, delimiter: str) -> list[str]:
-    """The id and the detected labels of the first rows of a submission.csv, as lines to print."""
+    """The text, or else the id, and the detected labels of the first rows of a submission.csv, as
+    lines to print."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names, *rows = itertools.islice(reader, 1 + ROWS_SHOWN)
+    header, *rows = itertools.islice(reader, 1 + ROWS_SHOWN)
+    first = 2 if header[1] == "text" else 1  # of the labels; none is called text
     lines = []
-    for row_id, *cells in rows:
-        detected = [name for name, cell in zip(names[1:], cells, strict=True) if cell == "1"]
-        short_id = " ".join(row_id.split())[:40]
-        lines.append(f"  {short_id}: {', '.join(detected) or 'None'}")
+    for row in rows:
+        labels = zip(header[first:], row[first:], strict=True)
+        detected = [name for name, cell in labels if cell == "1"]
+        short = " ".join(row[first - 1].split())[:40]
+        lines.append(f"  {short}: {', '.join(detected) or 'None'}")
     return lines
 
 
@@ -122,13 +132,19 @@ class GrowingCSV:
     def place(self, n: int) -> Path:
         return self.parts[0] / f"{n}.json"
 
-    def append(self, ids: list[str], progress: list, *values: np.ndarray) -> None:
-        """Write one chunk: the values of each file as text, and how far the files are with it."""
+    def append(
+        self, ids: list[str], texts: list[str] | None, progress: list, *values: np.ndarray
+    ) -> None:
+        """Write one chunk: the values of each file as text, and how far the files are with it.
+
+        `texts`: None where they are not written.
+        """
         header = self.chunks == 0
-        files = zip(self.paths, values, strict=False)  # probabilities may have no file
-        texts = [to_csv(ids, v, self.names, header, delimiter_of(path)) for path, v in files]
+        written = []
+        for path, v in zip(self.paths, values, strict=False):  # probabilities may have no file
+            written.append(to_csv(ids, v, self.names, header, delimiter_of(path), texts))
         self.done += len(ids)
-        chunk = {"key": self.key, "done": self.done, "progress": progress, "texts": texts}
+        chunk = {"key": self.key, "done": self.done, "progress": progress, "texts": written}
         write_json(self.place(self.chunks), chunk, seal=True)
         self.chunks += 1
 

@@ -218,28 +218,62 @@ def read_training(run: Run, moved: list[str]) -> Table:
     return table
 
 
-def read_oof_csv(run: Run) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """oof.csv: ids (n), fold int16 (n,), probabilities float32 (n, C)."""
+@dataclasses.dataclass
+class OofCSV:
+    """oof.csv. Runs of older code have no groups and no labels in it."""
+
+    ids: list[str]
+    fold: np.ndarray  # int16 (n,)
+    p: np.ndarray  # float32 (n, C): probabilities
+    group: np.ndarray | None  # int (n,): equal for rows that belong together
+    y: np.ndarray | None  # (n, C): the labels given, 0 or 1
+
+
+def read_oof_csv(run: Run) -> OofCSV:
     path = run.path / "oof.csv"
+    names = run.identity["settings.labels"]
     try:
         frame = next(CsvFile(path).frames())
         fold = frame["fold"].to_numpy(np.int16)
-        p = frame[run.identity["settings.labels"]].to_numpy(np.float32)
-        return frame["id"].tolist(), fold, p
+        p = frame[names].to_numpy(np.float32)
+        others = frame.iloc[:, 2 + len(names) :]
+        group = y = None
+        if others.shape[1]:
+            group = others.iloc[:, 0].to_numpy(int)
+            given = others.iloc[:, 1:].to_numpy(np.float32)
+            y = np.where(np.isnan(given), given, given >= 0.5)
+        sound = ((p >= 0) & (p <= 1)).all() and (y is None or y.shape == p.shape)
     except (KeyError, ValueError, OverflowError, StopIteration):
+        sound = False
+    if not sound:
         raise UserError(f"{path}: is not what train.py wrote - train it again") from None
+    return OofCSV(frame["id"].tolist(), fold, p, group, y)
 
 
 def read_oof(run: Run, table: Table) -> OutOfFold:
     """Its out-of-fold rows. `table`: what it was trained on. UserError where they don't fit."""
-    ids, fold, p = read_oof_csv(run)
+    oof = read_oof_csv(run)
     rows = np.arange(len(table))
-    if len(ids) < len(table):  # some rows are never held out
+    if len(oof.ids) < len(table):  # some rows are never held out
         rows = np.flatnonzero(split(table, read_settings(run)).fold >= 0)
-    if ids != [table.ids[i] for i in rows] or not ((p >= 0) & (p <= 1)).all():
+    if oof.ids != [table.ids[i] for i in rows]:
         problem = f"is not what train.py wrote for {read_settings(run).train}"
         raise UserError(f"{run.path / 'oof.csv'}: {problem} - train it again")
-    return OutOfFold(rows, fold, table.y[rows], p)
+    return OutOfFold(rows, oof.fold, table.y[rows], oof.p)
+
+
+def read_labelled_oof(run: Run, moved: list[str]) -> OofCSV:
+    """oof.csv with groups and labels; of a run of older code they are read from its training files.
+
+    `moved`: see `read_training`.
+    """
+    oof = read_oof_csv(run)
+    if oof.y is None:
+        table = read_training(run, moved)
+        rows = read_oof(run, table).rows
+        group = np.unique(table.groups, return_inverse=True)[1]
+        oof = dataclasses.replace(oof, group=group[rows], y=table.y[rows])
+    return oof
 
 
 def some_texts(config: Config, moved: list[str]) -> Table:

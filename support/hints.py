@@ -59,10 +59,43 @@ def first_line(width: int, names: Sequence[str]) -> str:
     return "id,text" if width == 2 else "id,text,..."
 
 
-def pandas_that_splits(path: str, columns: dict[str, list[str]]) -> str | None:
+def pandas_that_reads(path: str, separator: str = ",", encoding: str = "utf-8-sig") -> str:
+    """The beginning of a hint: `df` has the cells as written."""
+    options = "dtype=str, keep_default_na=False"
+    if separator != ",":
+        options += f", sep={separator!r}"
+    if encoding == "utf-16":
+        options += ", encoding='utf-16'"
+    return f"import pandas; df = pandas.read_csv({path!r}, {options})"
+
+
+# Words that people write in label cells, in lower case.
+YES = {"1", "x", "y", "yes", "true", "ja", "oui", "si", "sí", "✓", "✔"}
+NO = {"0", "", "-", "n", "no", "false", "nein", "non"}
+
+
+def pandas_of_words(read: str, names: Sequence[str], words: set[str]) -> str | None:
+    """Words and pandas that make 0 and 1 of label cells such as x and blank, or yes and no.
+
+    `words`: all that the cells hold, in lower case. None where it isn't clear what they mean: an
+    empty cell beside 0 may as well be unknown.
+    """
+    yes = sorted(words & YES)
+    if not yes or not words & NO or not words <= YES | NO or {"", "0"} <= words:
+        return None
+    cells = f"c.str.strip().str.lower().isin({yes})"
+    found = ", ".join(map(repr, sorted(words)))
+    return (
+        f"they hold {found} - make 0 and 1 of them: {read}; names = {list(names)}; "
+        f"df[names] = df[names].apply(lambda c: {cells}.astype(int)); "
+        'df.to_csv("new.csv", index=False)'
+    )
+
+
+def pandas_that_splits(read: str, columns: dict[str, list[str]]) -> str | None:
     """Words and pandas that make a 0/1 column of each label name, where a column holds such names.
 
-    `columns`: cells of each column that may be it.
+    `read`: see `pandas_that_reads`. `columns`: cells of each column that may be it.
     """
     candidates = [name for name, cells in columns.items() if _holds_names(name, cells)]
     if not candidates:
@@ -79,8 +112,7 @@ def pandas_that_splits(path: str, columns: dict[str, list[str]]) -> str | None:
         unwanted.append(rf" +(?={sign})|(?<={sign}) +")
     clean = f".str.replace(r'''{'|'.join(unwanted)}''', '', regex=True)" if unwanted else ""
     return (
-        f"column {column!r} holds label names - make a 0/1 column of each: import pandas; "
-        f"df = pandas.read_csv({path!r}, dtype=str, keep_default_na=False); "
+        f"column {column!r} holds label names - make a 0/1 column of each: {read}; "
         f"df.drop(columns={column!r}).join(df[{column!r}]{clean}.str.get_dummies({separator!r}))"
         '.to_csv("new.csv", index=False)'
     )

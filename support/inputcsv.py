@@ -15,10 +15,18 @@ import numpy as np
 
 from config import EMOTIONS, Config
 from support.csvfile import CsvFile, column_names
-from support.hints import looks_like_data, pandas_that_splits, similar, split_at_commas
+from support.hints import (
+    looks_like_data,
+    pandas_of_words,
+    pandas_that_reads,
+    pandas_that_splits,
+    similar,
+    split_at_commas,
+)
 from support.process import UserError, warn
 
 TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+BLANK = "blank line(s) skipped (also rows of empty cells)"
 REPEATED = "rows repeat the header - remove them"
 TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
 
@@ -59,6 +67,7 @@ class InputCSV(CsvFile):
         self.text_counts = Counter()  # of texts, by the warning
         self.wrong_cells = 0  # label cells that are not 0/1
         self.first_wrong: list[tuple] = []  # row, label and value of the first of them
+        self.words: set[str] = set()  # that label cells hold, up to 20
         known = ("id", *self.names, *self.named)
         # Columns that hold 0 and 1 alone, as far as they are read, and may be forgotten labels
         self.zero_one_columns = [c for c in self.header if training and c not in known]
@@ -77,7 +86,8 @@ class InputCSV(CsvFile):
     # Columns
 
     def ensure_text_column(self, asked: str | None, prefer: str | None) -> str:
-        """The column asked for, else `prefer` (that of the training), else a usual name.
+        """The column asked for, else `prefer` (that of the training), else a usual name, else the
+        only column there is besides the ids, the labels and those that flags name.
 
         UserError when it isn't clear.
         """
@@ -89,7 +99,10 @@ class InputCSV(CsvFile):
             usual = dict.fromkeys([prefer, *TEXT_COLUMNS])
             candidates = [n for n in usual if n in self.header and n not in self.names]
         if not set(candidates) & set(self.header):
-            raise self._no_text_column(column)
+            used = {"", *self.names, *self.named}
+            candidates = [n for n in self.header if n not in used and n.lower() != "id"]
+            if asked or len(candidates) != 1:
+                raise self._no_text_column(column)
         name = candidates[0]
         if name in self.names:
             raise UserError(f"--labels: {name!r} is the text column - name 0/1 columns only")
@@ -151,7 +164,11 @@ class InputCSV(CsvFile):
         columns = {name: [row[self.header.index(name)] for row in rows] for name in others}
         if any(set(cells) <= set(TRUTH) for cells in columns.values()):
             return None
-        return pandas_that_splits(self.path, columns)
+        return pandas_that_splits(self._pandas, columns)
+
+    @property
+    def _pandas(self) -> str:
+        return pandas_that_reads(self.path, self.separator, self.encoding)
 
     def _check_named(self) -> None:
         """UserError for a column that a flag names and that isn't there, or is used otherwise."""
@@ -198,6 +215,8 @@ class InputCSV(CsvFile):
             cell = frame[self.names[j]].iloc[i]
             self.first_wrong.append((frame.index[i], self.names[j], cell))
         self.wrong_cells += len(wrong)
+        if self.wrong_cells and len(self.words) < 20:
+            self.words |= set(np.unique(cells))
         return None if len(wrong) else targets
 
     def read_numbers(self, frame) -> dict[str, np.ndarray]:
@@ -219,7 +238,7 @@ class InputCSV(CsvFile):
     def count_odd(self, frame, texts: list[str]) -> None:
         """Note what is odd in the rows of a frame."""
         self.rows += len(texts)
-        self.counts["blank line(s) skipped"] += frame.attrs["blank_lines"]
+        self.counts[BLANK] += frame.attrs["blank_lines"]
         self.counts[REPEATED] += self._count_headers(frame)
         self.text_counts["are blank; they are kept"] += sum(map(is_blank, texts))
         with_nul = sum("\0" in text for text in texts)
@@ -253,7 +272,7 @@ class InputCSV(CsvFile):
         places = [self.header.index(name) for name in self.names if name in self.header]
         found = 0
         for n, line in enumerate(text.splitlines()[1:], 1):
-            cells = line.split(",")
+            cells = line.split(self.separator)
             complete = len(cells) == len(self.header)
             alike = complete and places and all(cells[j] in TRUTH for j in places)
             number = cells[self.header.index("id")] if "id" in self.header[: len(cells)] else ""
@@ -321,6 +340,8 @@ class InputCSV(CsvFile):
             hint += ", or use --soft-labels to learn shares as they are"
         if column_names([cell]) == [name] and self.counts[REPEATED]:
             hint = f"{self.counts[REPEATED]} {REPEATED}"
+        elif code := pandas_of_words(self._pandas, self.names, self.words):
+            hint = code
         return UserError(f"{self.path}:{row} column {name!r}: {problem} ({found}) - {hint}")
 
 

@@ -187,17 +187,34 @@ def title(model: str, values: dict, rows: int) -> str:
 
 
 def write_oof(folder: Path, table: Table, oof: OutOfFold, names: list[str]) -> None:
-    """oof.csv: id, fold and probabilities of every held-out row."""
-    lines = [["id", "fold", *names]]
+    """oof.csv: of every held-out row id, fold, probabilities, group and the labels given.
+
+    Rows of equal group belong together: copies of a text, rows of one cell of --group-column.
+    """
+    group = np.zeros(len(table), int)
+    labelled = table.scored  # not the texts that tools/distil.py adds
+    group[labelled] = np.unique(table.groups[labelled], return_inverse=True)[1]
+    header = ["id", "fold", *names]
+    for name in ("group", *(f"given_{name}" for name in names)):
+        while name in header:  # a label may be called so
+            name += "_"
+        header.append(name)
+    lines = [header]
     for i, k, p in zip(oof.rows, oof.fold, oof.p, strict=True):
-        lines.append([table.ids[i], k, *(f"{x:.9g}" for x in p)])
+        numbers = [f"{x:.9g}" for x in [*p, group[i], *table.targets[i]]]
+        lines.append([table.ids[i], k, *numbers])
     (folder / "oof.csv").write_bytes(csv_text(lines).encode())
 
 
-def write_likely_errors(folder: Path, table: Table, oof: OutOfFold, names: list[str]) -> None:
-    """errors.csv: (row, label) cells by out-of-fold loss, the likeliest mistakes first."""
+def write_likely_errors(
+    folder: Path, table: Table, oof: OutOfFold, pred: np.ndarray, names: list[str]
+) -> None:
+    """errors.csv: (row, label) cells by out-of-fold loss, the likeliest mistakes first.
+
+    pred (n, C): the cross-fitted verdicts. With a byte order mark, by which Excel knows UTF-8.
+    """
     right = np.where(oof.y > 0, oof.p, 1 - oof.p).astype(np.float64)  # of the label given
-    lines = [["id", "fold", "label", "given", "probability", "loss", "text"]]
+    lines = [["id", "fold", "label", "given", "verdict", "probability", "loss", "text"]]
     for cell in np.argsort(right, axis=None, kind="stable")[:ERRORS].tolist():
         i, j = divmod(cell, len(names))
         row = oof.rows[i]
@@ -208,12 +225,13 @@ def write_likely_errors(folder: Path, table: Table, oof: OutOfFold, names: list[
                 int(oof.fold[i]),
                 names[j],
                 int(oof.y[i, j]),
+                int(pred[i, j]),
                 f"{oof.p[i, j]:.6f}",
                 f"{loss:.4f}",
                 table.texts[row],
             ]
         )
-    (folder / "errors.csv").write_bytes(csv_text(lines).encode())
+    (folder / "errors.csv").write_bytes(csv_text(lines).encode("utf-8-sig"))
 
 
 def draw_report(

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import predict
 import train
-from support import files
+from support import files, finished
 from support.process import UserError
 from tools import compare
 from tools.parts import difference
@@ -214,17 +214,11 @@ def test_a_run_that_cannot_be_compared(runs, tmp_path, change, words, capsys):
 def test_oof_rewritten_by_hand(runs, tmp_path, old, new, capsys):
     """With a DONE.json that fits it: other ids, columns, probabilities or folds are refused."""
     shutil.copytree(runs / "b", tmp_path / "b")
-    path = tmp_path / "b/oof.csv"
-    path.write_text(path.read_text().replace(old, new))
-    done = json.loads((tmp_path / "b/DONE.json").read_text())
-    done["files"] |= files.describe(tmp_path / "b", ["oof.csv"])
-    del done["sha256"]
-    files.write_json(tmp_path / "b/DONE.json", done, seal=True)
+    rewrite_oof(tmp_path / "b", lambda text: text.replace(old, new))
     code = compare.main([str(runs / "a"), str(tmp_path / "b")])
     err = capsys.readouterr().err
-    assert (
-        (code, err.count("\n")) == (2, 1) and "is not what train.py wrote" in err or old == "fold"
-    )
+    words = "is not what train.py wrote" if old != "00000" else "no run of the other side has its"
+    assert (code, err.count("\n")) == (2, 1) and words in err or old == "fold"
 
 
 def test_a_side_names_each_run_once(runs, capsys):
@@ -246,12 +240,40 @@ def test_runs_on_other_folds_rows_or_labels(runs, tmp_path, bert, train_csv, cap
     assert "settings.labels is ['joy']" in capsys.readouterr().err
 
 
-def test_the_training_file_may_have_moved(runs, tmp_path, train_csv, capsys):
+def rewrite_oof(run, edit) -> None:
+    """Its oof.csv edited, with a DONE.json that fits it."""
+    (run / "oof.csv").write_text(edit((run / "oof.csv").read_text()))
+    done = json.loads((run / "DONE.json").read_text())
+    done["files"] |= files.describe(run, ["oof.csv"])
+    del done["sha256"]
+    files.write_json(run / "DONE.json", done, seal=True)
+
+
+def older(text: str) -> str:
+    """oof.csv as older code wrote it: id, fold and probabilities alone."""
+    lines = [line.split(",")[: 2 + len(LABELS)] for line in text.splitlines()]
+    return "".join(",".join(cells) + "\n" for cells in lines)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("dev", "dev2"), ("half", "half2")])
+def test_the_training_file_is_not_needed(names, runs, tmp_path, train_csv, capsys, monkeypatch):
+    """The labels and groups of oof.csv give what the training file gives for runs of older code."""
+    for name in names:
+        rewrite_oof(shutil.copytree(runs / name, tmp_path / name), older)
+    code = compare.main([str(tmp_path / name) for name in names])
+    table = capsys.readouterr()
+    monkeypatch.setattr(finished, "read_data", None)
+    assert compare.main([str(runs / name) for name in names]) == code
+    assert capsys.readouterr().out.splitlines()[2:] == table.out.splitlines()[2:]
+    assert code == (2 if names[0] == "half" else 0)  # other seeds hold out other rows
+
+
+def test_the_training_file_of_an_older_run_may_have_moved(runs, tmp_path, train_csv, capsys):
     moved, other = tmp_path / "moved.csv", write_csv(tmp_path / "other.csv", make_rows(120, seed=9))
     for name in ("a", "b"):
-        shutil.copytree(runs / name, tmp_path / name)
+        rewrite_oof(shutil.copytree(runs / name, tmp_path / name), older)
         config = json.loads((tmp_path / name / "config.json").read_text())
-    sides = [str(runs / "a")], [str(runs / "b")]
+    sides = [str(tmp_path / "a")], [str(tmp_path / "b")]
     shutil.copy(train_csv, moved)
     pairs, *_ = compare.read_runs(*sides, [str(moved)])
     assert config["train"] == str(train_csv) and len(pairs[0].a[0].rows) == 120

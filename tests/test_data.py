@@ -1,6 +1,7 @@
 """CSV reading, duplicate texts, folds, tokens and batches. python -m pytest tests/test_data.py"""
 
 import csv
+import io
 import time
 import unicodedata
 import warnings
@@ -296,3 +297,9 @@ def test_written_csv_reads_back(tmp_path):
     ids = ["a,b", 'q"q', "", "007"]
     text = to_csv(ids, np.eye(4)[:, :2].astype(bool), ["x", "y"], True)
     assert [r[0] for r in csv.reader(text.splitlines())][1:] == ids
+    texts = ["a\rb", "x,y", '"', "e\nf"]
+    written = to_csv(ids, np.eye(4)[:, :2] > 0, ["x", "y"], True, "\t", texts)
+    read = list(csv.reader(io.StringIO(written, newline=""), delimiter="\t"))
+    assert read[0] == ["id", "text", "x", "y"] and [r[:2] for r in read[1:]] == [
+        [i, text] for i, text in zip(ids, texts, strict=True)
+    ]

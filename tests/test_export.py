@@ -4,6 +4,7 @@ python -m pytest tests/test_export.py
 """
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -152,11 +153,23 @@ def test_odd_rows(exported, finished, tmp_path):
     source = write_csv(tmp_path / "no_id.csv", [row[1:] for row in rows], ["text"])
     source.write_text(source.read_text(encoding="utf-8").replace("NA", "\nNA"), encoding="utf-8")
     a, b, *_ = both(exported, finished, source, tmp_path)  # there a blank line is a blank text
-    assert a == b and len(numbers(a)) == 6 and a.decode().splitlines()[2].startswith("1,")
+    head, *cells = csv.reader(io.StringIO(a.decode(), newline=""))
+    assert a == b and head[:2] == ["id", "text"] and [row[0] for row in cells] == list("012345")
+
+
+def test_files_as_spreadsheets_write_them(exported, finished, tmp_path):
+    rows = [["1", "so happy; really, yes"], ["", ""], ["2", "🌩️ storm"], [" ", ""]]
+    for sign, encoding in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):
+        source = tmp_path / f"{encoding}.csv"
+        with open(source, "w", encoding=encoding, newline="") as f:
+            csv.writer(f, delimiter=sign).writerows([["id", "Kommentar"], *rows])
+        a, b, *_ = both(exported, finished, source, tmp_path)
+        assert a == b and len(numbers(a)) == 2
 
 
 @pytest.mark.parametrize(
-    ("header", "row"), [(["id", "words"], ["1", "a"]), (["id", "text"], ["1", "a", "b"])]
+    ("header", "row"),
+    [(["id", "words", "more"], ["1", "a", "b"]), (["id", "text"], ["1", "a", "b"])],
 )
 def test_its_program_names_what_is_wrong(header, row, exported, tmp_path):
     source = write_csv(tmp_path / "odd.csv", [row], header)
@@ -166,7 +179,7 @@ def test_its_program_names_what_is_wrong(header, row, exported, tmp_path):
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out.csv").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"id,text\n1,\xe9\n", b'id,text\n1,"a'])
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"id,text\n1,\xe9\n", b'id,text\n1,"a'])
 def test_its_program_says_what_is_no_csv(content, exported, tmp_path):
     source = tmp_path / "odd.csv"
     if content is not None:

@@ -68,7 +68,7 @@ class Trained:
         assert self.exit_code == 0, self.printed
         oof = [line.split(",") for line in (self.folder / "run/oof.csv").read_text().splitlines()]
         held_out = np.array([row[1] == "0" for row in oof[1:]])
-        judged = np.array([row[2:] for row in oof[1:]], np.float32)
+        judged = np.array([row[2:7] for row in oof[1:]], np.float32)
         predicted = np.load(self.folder / "fold_0.npy")
         assert predicted[held_out] == pytest.approx(judged[held_out], abs=1e-5)
         assert "fold 0: resumes at epoch 2, step 2" in self.printed

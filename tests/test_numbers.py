@@ -146,7 +146,7 @@ def test_predicting_the_held_out_rows_gives_the_stored_probabilities(clean, bert
         held = [r for r in oof if r[1] == str(k)]
         dataset = predict.encode(ensemble.tokenizer, [texts[r[0]] for r in held], 128)
         collate = data_module.DataCollator(ensemble.tokenizer.pad_token_id)
-        stored = np.array([r[2:] for r in held], dtype=np.float32)
+        stored = np.array([r[2:7] for r in held], dtype=np.float32)
         for model_of, close in ((k, True), (1 - k, False)):
             model = ensemble.model(model_of)
             logits, _ = model_module.run_over_rows(model, dataset, collate)

@@ -478,7 +478,7 @@ def test_a_table_without_a_header_is_recognised(row, first_line, finished, bert,
 
 
 @pytest.mark.parametrize(
-    "header", ["id,words,0,1", "comment,0,1", ",0,1,2", "a b,c d,e", "id,17,a b"]
+    "header", ["id,words,more,0,1", "comment,a,0,1", ",0,1,2,3", "a b,c d,e", "id,17,a b"]
 )
 def test_a_header_does_not_look_like_data(header, bert, capsys):
     Path("t.csv").write_text(f"{header}\n1,a,0,1\n")
@@ -567,6 +567,67 @@ def test_other_columns_are_no_column_of_label_names(header, cells, bert, capsys)
     assert error(capsys).endswith(
         "name yours with --labels; label names in one column: docs/troubleshooting.md"
     )
+
+
+WORDS_OF_LABELS = [("x", ""), ("X ", "  "), ("yes", "No"), ("1", ""), ("Ja", "nein"), ("✓", "-")]
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("yes, no", WORDS_OF_LABELS)
+def test_labels_in_words_come_with_the_pandas_that_mends_them(yes, no, separator, bert, capsys):
+    """The line works as it is printed, and what it writes can be trained on."""
+    rows = make_rows(40)
+    marked = [[*r[:2], *(yes if cell == "1" else no for cell in r[2:])] for r in rows]
+    with open("x.csv", "w", newline="") as f:
+        csv.writer(f, delimiter=separator).writerows([["id", "text", *LABELS], *marked])
+    argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--fold", "0", "--out", "a"]
+    assert train.main([*argv, "--train", "x.csv"]) == 2 and not Path("a").exists()
+    line = error(capsys)
+    assert "must be 0 or 1" in line
+    exec(line.split("make 0 and 1 of them: ")[1])
+    assert read("new.csv") == [["id", "text", *LABELS], *rows]
+    assert train.main([*argv, "--train", "new.csv"]) == 0
+
+
+@pytest.mark.parametrize("cells", [["x", "y"], ["1", "", "0"], ["maybe", "yes"], ["-1", "1"], [""]])
+def test_labels_in_unclear_words_come_without_pandas(cells, bert, capsys):
+    """An empty cell beside 0 may be unknown as well."""
+    rows = [[*r[:2], *(cells[i % len(cells)] for _ in LABELS)] for i, r in enumerate(make_rows(40))]
+    write_csv(Path("x.csv"), rows)
+    assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
+    assert error(capsys).endswith("write 0 or 1 in each cell")
+
+
+# Files as spreadsheets write them
+
+
+@pytest.mark.parametrize("sign, name", [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_is_said_once(sign, name, finished, bert, capsys):
+    with open("x.csv", "w", newline="") as f:
+        rows = [["id", "text", *LABELS], *make_rows(40)]
+        csv.writer(f, delimiter=sign, lineterminator="\n").writerows(rows)
+    argv = ["--model", str(bert), "--train", "x.csv", "--folds", "2", "--epochs", "1", "--jobs"]
+    assert train.main([*argv, "2", "--out", "a"]) == 0
+    said = f"x.csv: its fields are separated by {name}\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert predict.main(["--run", str(finished), "--input", "x.csv"]) == 0
+    assert capsys.readouterr().out.count(said) == 1
+    assert [row[0] for row in read("submission.csv")[1:]] == [row[0] for row in make_rows(40)]
+
+
+def test_the_only_other_column_is_the_text(finished, bert, capsys):
+    """In training a column that a flag names is not it; in prediction another word will do."""
+    rows = [[*r, i % 4] for i, r in enumerate(make_rows(40))]
+    write_csv(Path("x.csv"), rows, ["id", "Kommentar", *LABELS, "author"])
+    argv = ["--model", str(bert), "--train", "x.csv", "--folds", "2", "--epochs", "1", "--out"]
+    assert train.main([*argv, "no"]) == 2
+    assert "no text column; the columns are" in error(capsys)
+    assert train.main([*argv, "a", "--group-column", "author"]) == 0
+    assert "text column: Kommentar\n" in capsys.readouterr().out
+    write_csv(Path("new.csv"), [["1", "so happy"]], ["id", "Tweet"])
+    for run in ("a", str(finished)):
+        assert predict.main(["--run", run, "--input", "new.csv"]) == 0
+        assert "text column: Tweet\n" in capsys.readouterr().out
 
 
 # Weights and models that don't fit

@@ -181,6 +181,34 @@ def test_without_labels_and_with_other_order(finished):
     assert [r[0] for r in read("submission.csv")] == ["id", *(r[1] for r in rows)]
 
 
+TEXTS = ['so happy, "really"', "I\nam sad", "", "é 😀 \r"]
+
+
+@pytest.mark.parametrize("flag, header", [("--with-text", ["id", "text"]), ("--debug", ["id"])])
+@pytest.mark.parametrize("ending", ["csv", "tsv.gz"])
+def test_the_texts_stand_beside_their_answers(flag, header, ending, tmp_path, finished, capsys):
+    """In both files, as they were read; where there is no id, without being asked."""
+    out = [tmp_path / f"{name}.{ending}" for name in ("out", "p")]
+    rows = [(f"r{i}", text) for i, text in enumerate(TEXTS)]
+    with_ids = write_csv(tmp_path / "a.csv", rows, ["id", "text"])
+    without = write_csv(tmp_path / "b.csv", [(t, "x") for t in TEXTS], ["text", "more"])
+    files = ["--output", str(out[0]), "--probabilities", str(out[1])]
+    sign = "\t" if ending == "tsv.gz" else ","
+    for path, columns in ((with_ids, header), (without, ["id", "text"])):
+        assert predict.main(["--run", str(finished), "--input", str(path), *files, flag]) == 0
+        ids = [f"r{i}" if path == with_ids else str(i) for i in range(4)]
+        for written in out:
+            opener = gzip.open if ending == "tsv.gz" else open
+            with opener(written, "rt", encoding="utf-8", newline="") as f:
+                head, *rows = csv.reader(f, delimiter=sign)
+            assert head == [*columns, *LABELS]
+            assert [row[0] for row in rows] == ids
+            if "text" in columns:
+                assert [row[1] for row in rows] == TEXTS
+        shown = capsys.readouterr().out
+        assert ('so happy, "really": ' in shown) == ("text" in columns)
+
+
 @pytest.mark.parametrize("rows", [0, 3, 40])
 def test_the_first_rows_are_shown(rows, finished, capsys):
     """Ids and detected labels, as they stand in the file; an odd id is one line."""

@@ -3,12 +3,13 @@
 import csv
 import io
 import itertools
+import json
 import warnings
 
 import matplotlib.figure
 import numpy as np
 import pytest
-from conftest import make_rows, write_csv
+from conftest import LABELS, make_rows, write_csv
 from matplotlib import rcParams
 from matplotlib.font_manager import findfont
 
@@ -152,16 +153,25 @@ def test_flipped_labels_come_first_in_errors_csv(flags, tmp_path):
         "0",
     ]
     assert train.main([*flags, *more, "--out", str(tmp_path / "run")]) == 0
-    cells = list(csv.DictReader((tmp_path / "run" / "errors.csv").read_text().splitlines()))
+    cells = list(
+        csv.DictReader((tmp_path / "run" / "errors.csv").read_text("utf-8-sig").splitlines())
+    )
+    assert (tmp_path / "run" / "errors.csv").read_bytes().startswith(b"\xef\xbb\xbfid,")  # Excel
     assert len(cells) == 240 * 5 and list(cells[0]) == [
         "id",
         "fold",
         "label",
         "given",
+        "verdict",
         "probability",
         "loss",
         "text",
     ]
+    scores = json.loads((tmp_path / "run/metrics.json").read_text())["per_label"]
+    for name in LABELS:  # the verdicts are those that the printed scores count
+        seen = [(c["given"], c["verdict"]) for c in cells if c["label"] == name]
+        counts = [seen.count(pair) for pair in (("1", "1"), ("0", "1"), ("1", "0"), ("0", "0"))]
+        assert counts == [scores[name][key] for key in ("tp", "fp", "fn", "tn")]
     loss = [float(c["loss"]) for c in cells]
     assert loss == sorted(loss, reverse=True)
     texts = {r[0]: r[1] for r in rows}

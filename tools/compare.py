@@ -1,14 +1,14 @@
 """Is B better than A, or is it luck? python tools/compare.py runs/a runs/b
 
 Two finished runs on the same rows, labels and folds, or several seeds a side: --a runs/a_* --b
-runs/b_*. It reads out-of-fold probabilities and the training CSV; no model is loaded. Or two files
-of verdicts on labelled rows: --test gold.csv a.csv b.csv. N rows, C labels.
+runs/b_*. It reads the runs' oof.csv alone, and loads no model. Or two files of verdicts on labelled
+rows: --test gold.csv a.csv b.csv. N rows, C labels.
 How the interval is made: tools/parts/difference.py. How often it errs: docs/results.md.
 """
 
 import argparse
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import metrics
 from config import Config
-from data import OutOfFold, Table, read_table, threshold_folds
+from data import OutOfFold, read_table, threshold_folds
 from support.cli import Parser
 from support.csvfile import CsvFile
 from support.files import damage, file_sha256
-from support.finished import read_oof, read_settings, read_training
+from support.finished import OofCSV, read_labelled_oof, read_settings
 from support.process import UserError, exit_codes, warn
 from support.run import Run
 from tools.parts.difference import (
@@ -41,8 +41,8 @@ def read_runs(
 ) -> tuple[list[Pair], np.ndarray, list[str]]:
     """Pairs and groups for `differ`, and the names of the labels.
 
-    `a`, `b`: the folders of both sides; `moved`: where --train and --valid lie now. UserError for
-    runs on other rows, labels or folds.
+    `a`, `b`: the folders of both sides; `moved`: see `read_labelled_oof`. UserError for runs on
+    other rows, labels or folds.
     """
     for folder in [*a, *b]:
         if not Path(folder, "env.json").is_file():
@@ -53,22 +53,35 @@ def read_runs(
     first = runs[0][1]
     for _, run in runs:
         check_same_data(run, first)
-    table = read_training(first, moved)
     pairs = defaultdict(lambda: Pair([], []))  # by the folds of the rows
     first_folder = {}
+    numbers = {}  # of the rows of all runs
     for side, run in runs:
-        oof = read_oof(run, table)
-        split = oof.rows.tobytes(), oof.fold.tobytes()
+        oof = read_labelled_oof(run, moved)
+        run_judged = judged(oof, number_rows(oof, numbers), read_settings(run))
+        split = run_judged.rows.tobytes(), oof.fold.tobytes()
         if any(np.array_equal(oof.p, other.p) for other in pairs[split][side]):
             raise UserError(f"{run.path}: equals another run of its side - take another --seed")
-        pairs[split][side].append(judged(oof, table, read_settings(run)))
+        pairs[split][side].append(run_judged)
         first_folder.setdefault(split, run.path)
     for split, pair in pairs.items():
         if not (pair.a and pair.b):
             problem = "no run of the other side has its folds"
             hint = "train with the same --folds and --split-seed (or --seed) on both sides"
             raise UserError(f"{first_folder[split]}: {problem} - {hint}")
-    return list(pairs.values()), table.groups, read_settings(first).labels
+    groups = np.array([group for _, group, _ in numbers])
+    return list(pairs.values()), groups, read_settings(first).labels
+
+
+def number_rows(oof: OofCSV, numbers: dict[tuple, int]) -> np.ndarray:
+    """int (n,): the same number for a row in all runs, by its id and group; in order, where several
+    have both. `numbers` grows by the rows that are new."""
+    seen = Counter()
+    rows = []
+    for key in zip(oof.ids, oof.group.tolist(), strict=True):
+        rows.append(numbers.setdefault((*key, seen[key]), len(numbers)))
+        seen[key] += 1
+    return np.array(rows)
 
 
 def open_finished(folder: str) -> Run:
@@ -90,11 +103,12 @@ def check_same_data(run: Run, first: Run) -> None:
         warn(f"{run.path}: made with another metrics.py; today's chooses the thresholds")
 
 
-def judged(oof: OutOfFold, table: Table, config: Config) -> Judged:
-    """With cross-fitted verdicts."""
-    fold = threshold_folds(oof, table.groups, config)
+def judged(oof: OofCSV, rows: np.ndarray, config: Config) -> Judged:
+    """With cross-fitted verdicts, and these numbers of its rows."""
+    held_out = OutOfFold(np.arange(len(rows)), oof.fold, oof.y, oof.p)
+    fold = threshold_folds(held_out, oof.group, config)
     pred = metrics.cross_fit(oof.y, oof.p, fold)
-    return Judged(oof.rows, oof.fold, oof.y, oof.p, pred)
+    return Judged(rows, oof.fold, oof.y, oof.p, pred)
 
 
 def read_verdicts(gold: str, a: str, b: str) -> tuple[list[Pair], np.ndarray, list[str]]:
@@ -104,7 +118,7 @@ def read_verdicts(gold: str, a: str, b: str) -> tuple[list[Pair], np.ndarray, li
     sides = []
     for path in (a, b):
         frame = next(CsvFile(path).frames(), None)
-        complete = names and frame is not None and set(frame) == {"id", *names}
+        complete = names and frame is not None and {*frame} - {"text"} == {"id", *names}
         if not complete or frame["id"].tolist() != table.ids:
             need = f"needs id, the labels of {a}, and the ids of {gold} in order"
             raise UserError(f"{path}: {need}")
@@ -128,7 +142,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     runs = (("--a", "runs of A"), ("--b", "runs of B"), ("runs", "two runs, A and B"))
     for name, text in runs:
         parser.add_argument(name, nargs="*", default=[], metavar="RUN", help=text)
-    moved = "the training CSV, and the one of --valid, where they lie elsewhere now"
+    moved = "of runs whose oof.csv has no labels (older code): the training CSV, and --valid's"
     parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
     parser.add_argument("--test", nargs=3, metavar=("GOLD", "A", "B"), help="CSV files to compare")
     parser.add_argument("--plot", metavar="PNG", help="draw the differences")

@@ -41,38 +41,71 @@ def predict(texts: list[str]) -> np.ndarray:
     return p
 
 
-def read_csv(path: str) -> tuple[list, list[str]]:
-    """Ids, or row numbers, and texts."""
+def read_csv(path: str) -> tuple[dict[str, list], list[str]]:
+    """The columns to write before the labels, by name, and the texts."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            header, *rows = csv.reader(f, strict=True)
+        with open(path, "rb") as f:
+            start = f.read(2)
+        encoding = "utf-8-sig"
+        if start in (b"\xff\xfe", b"\xfe\xff"):  # as Excel writes "Unicode text"
+            encoding = "utf-16"
+        with open(path, encoding=encoding, newline="") as f:
+            first = next(csv.reader(f), []) or [""]
+            f.seek(0)
+            header, *rows = csv.reader(f, delimiter=separator(first), strict=True)
         names = [name.strip() for name in header]
-        rows = [row or [""] for row in rows if row or len(names) == 1]  # without blank lines
-        rows = [dict(zip(names, row, strict=True)) for row in rows]
-        texts = [row[MODEL["text_column"]] for row in rows]
+        if len(names) > 1:  # else a blank line is a blank text
+            rows = [row for row in rows if any(map(str.strip, row))]
+        rows = [dict(zip(names, row or [""], strict=True)) for row in rows]
+        column = text_column(names)
+        if column not in names:
+            raise KeyError(column)
+        texts = [row[column] for row in rows]
     except (OSError, KeyError, ValueError, csv.Error) as e:
         need = f"a CSV in UTF-8, a column {MODEL['text_column']!r}, rows of one length"
         sys.exit(f"error: {path}: {e!s:.200} - needed: {need}")
-    return [row.get("id", i) for i, row in enumerate(rows)], texts
+    if "id" in names:
+        return {"id": [row["id"] for row in rows]}, texts
+    return {"id": list(range(len(rows))), "text": texts}, texts
 
 
-def write_csv(path: str, ids: list, values: np.ndarray) -> None:
-    """A row for each id: 0/1, or probabilities to 9 digits."""
+def separator(header: list[str]) -> str:
+    """What splits a header that commas leave whole: semicolons or tabs."""
+    if len(header) > 1:
+        return ","
+    return max(",;\t", key=header[0].count)
+
+
+def text_column(names: list[str]) -> str:
+    """That of the training, else the only one that is no id and no label."""
+    usual = MODEL["text_column"]
+    others = []
+    for name in names:
+        if name not in ("", *MODEL["labels"]) and name.lower() != "id":
+            others.append(name)
+    if usual not in names and len(others) == 1:
+        return others[0]
+    return usual
+
+
+def write_csv(path: str, columns: dict[str, list], values: np.ndarray) -> None:
+    """A row for each text: 0/1, or probabilities to 9 digits."""
     with open(path, "w", encoding="utf-8", newline="") as f:
         writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(["id", *MODEL["labels"]])
-        for i, row in zip(ids, values.tolist(), strict=True):
-            cells = [f"{x:.9g}" for x in row]
-            writer.writerow([i, *cells])
+        writer.writerow([*columns, *MODEL["labels"]])
+        before = zip(*columns.values(), strict=True)
+        for cells, row in zip(before, values.tolist(), strict=True):
+            numbers = [f"{x:.9g}" for x in row]
+            writer.writerow([*cells, *numbers])
 
 
 def main(source: str, *outputs: str) -> None:
-    ids, texts = read_csv(source)
+    columns, texts = read_csv(source)
     p = predict(texts)
     detected = p >= np.float32(MODEL["thresholds"])
-    write_csv(outputs[0], ids, detected)
+    write_csv(outputs[0], columns, detected)
     if len(outputs) > 1:
-        write_csv(outputs[1], ids, p)
+        write_csv(outputs[1], columns, p)
 
 
 if __name__ == "__main__":

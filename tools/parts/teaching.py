@@ -69,9 +69,10 @@ def check_teacher(teacher: FinishedRun, table: Table, config: Config) -> None:
     if not (teacher.path / "oof.csv").exists():
         problem = "one model on all rows teaches no folds"
         raise UserError(f"{teacher.path}: {problem} - name another run")
-    ids, fold, _ = read_oof_csv(teacher)
+    oof = read_oof_csv(teacher)
     held_out = np.flatnonzero(table.fold >= 0)
-    if ids != [table.ids[i] for i in held_out] or (table.fold[held_out] != fold).any():
+    ids = [table.ids[i] for i in held_out]
+    if oof.ids != ids or (table.fold[held_out] != oof.fold).any():
         hint = "leave out the flags that make folds"
         raise UserError(f"{teacher.path}: has other folds - {hint}")
     if n := teacher.identity.get("encoder_saw"):
