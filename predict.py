@@ -50,6 +50,9 @@ class Ensemble:
         for k in range(run.folds if keep else 0):
             self.model(k)
 
+    def __repr__(self) -> str:
+        return repr(self.run)
+
     def model(self, k: int) -> EmotionClassifier:
         if k not in self.models:
             if not self.keep:
@@ -69,8 +72,10 @@ class Ensemble:
     ) -> np.ndarray:
         """float32 (N, C): the mean of the probabilities of all folds, or of these `fold_numbers`.
 
-        `inputs`: as `make_inputs` gives them. `check`: runs between batches. `extra`: see Table.
+        inputs: texts, as `predict` takes them, or what `make_inputs` made of them. UserError for
+        others. check: runs between batches. extra: see Table.
         """
+        inputs = check_texts(inputs)
         if fold_numbers is None:
             fold_numbers = range(self.run.folds)
         dataset = encode(self.tokenizer, inputs, self.config.max_length)
@@ -131,7 +136,7 @@ def predict_emotions(
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    config = parse(PredictConfig, argv)
+    config = parse(PredictConfig, argv, __file__)
     with Signals() as signals:
         if config.text is None:
             return predict_file(config, signals)

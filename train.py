@@ -71,7 +71,7 @@ StepInput = tuple[list[dict[str, torch.Tensor]], float, int]  # see `train_loade
 @exit_codes  # an error becomes one line and an exit code
 def main(argv: list[str] | None = None) -> int:
     """Train the run that the flags describe, or resume it. Return the exit code."""
-    return train(parse(Config, argv), read_data, summarise, Command.of(__file__, argv))
+    return train(parse(Config, argv, __file__), read_data, summarise, Command.of(__file__, argv))
 
 
 def train(

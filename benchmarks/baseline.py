@@ -121,7 +121,7 @@ def write_run(folder: Path, config: Config, table: Table, p: np.ndarray) -> None
 
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
-    config = parse(Config, argv)
+    config = parse(Config, argv, __file__)
     table = split(read_data(config), config)
     folds = int(table.fold.max()) + 1
     if (table.fold < 0).any() or folds == 1:

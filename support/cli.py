@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import typing
+from pathlib import Path
 from typing import Literal
 
-from config import Config
+from config import HERE, Config
 from support.csvfile import check_file, column_names
-from support.process import UserError, exit_codes
+from support.process import UserError, exit_codes, in_notebook
 
 
 def flag(name: str) -> str:
@@ -26,12 +27,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} - python {self.prog} --help lists the flags")
 
 
-def parse(kind: type, argv: list[str] | None = None):
+def program_name(path: str) -> str:
+    """A script as it is typed in the project's folder: train.py, tools/distil.py."""
+    script = Path(path).resolve()
+    return str(script.relative_to(HERE)) if script.is_relative_to(HERE) else script.name
+
+
+def parse(kind: type, argv: list[str] | None = None, program: str | None = None):
     """A `kind` from the command line, over --config FILE.json, over the defaults; all checked.
 
+    `program`: the script whose flags these are, for messages; None: the one that Python runs.
     UserError on an unknown or abbreviated flag, a wrong type or a value out of range (nan too).
     """
-    given = vars(_parser(kind).parse_args(argv))
+    given = vars(_parser(kind, program or sys.argv[0]).parse_args(argv))
     values = _read_config(given.pop("config")) if "config" in given else {}
     if given.get("valid") or given.get("fold_column"):  # their folds, not those of --config
         values.pop("folds", None)
@@ -69,9 +77,12 @@ def with_plain_names(config):
     return checked(dataclasses.replace(config, **changed)) if changed else config
 
 
-def _parser(kind: type) -> Parser:
+def _parser(kind: type, program: str) -> Parser:
     parser = Parser(
-        description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        program_name(program),
+        description=kind.__doc__,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     for f in dataclasses.fields(kind):
         type_, choices, _ = _plain(f.type)
@@ -144,7 +155,7 @@ def start_script(kind: type, argv: list[str] | None = None) -> None:
 
     if code := check(argv):
         sys.exit(code)
-    if "ipykernel" in sys.modules:  # in a notebook the handler would end its kernel
+    if in_notebook():  # there the handler would end the kernel
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))

@@ -7,6 +7,7 @@ N rows of the training data, n of them held out, C labels.
 import dataclasses
 import os
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,21 @@ class FinishedRun(Run):
         self._check_files()
         self.config = read_settings(self, *resolve_device(device, precision))
         self.names = self.config.labels
-        scores = read_json(path / "metrics.json")["per_label"]
-        self.platt = np.array([scores[name]["platt"] for name in self.names]).T  # (2, C)
+        self.scores = read_json(path / "metrics.json")
+        of_label = self.scores["per_label"]
+        self.platt = np.array([of_label[name]["platt"] for name in self.names]).T  # (2, C)
         self.seen = read_npy(path / "texts.npy", "u", "text hashes")
         self.th = read_thresholds(None, self)
+
+    def __repr__(self) -> str:
+        """Two lines: what it is, how good it is, where it runs."""
+        folds = "1 fold" if self.folds == 1 else f"{self.folds} folds"
+        where = f"{self.config.device} ({self.config.precision})"
+        score = f"cross-fitted macro-F1 {self.scores.get('macro_f1_cross_fitted', np.nan):.4f}"
+        if "scores_of" in self.scores:  # one model on all rows, by distil.py --single
+            score += f" (of {self.scores['scores_of']})"
+        labels = textwrap.shorten(", ".join(self.names), 200, placeholder=" ...")
+        return f"{self.path}: {folds} of {self.config.model} on {where}, {score}\nlabels: {labels}"
 
     def _check_files(self) -> None:
         missing = ", ".join(f"fold {k}" for k in self.missing())

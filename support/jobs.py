@@ -26,7 +26,7 @@ from config import Config
 from support.device import free_memory
 from support.encoders import EncoderInfo
 from support.files import read_json
-from support.process import LEADS, UserError, rank_and_size
+from support.process import LEADS, UserError, in_notebook, rank_and_size
 from support.tokentable import MOST_ROWS
 
 HELPER_VARIABLE = "TRAIN_HELPER"  # set in a helper's environment
@@ -47,7 +47,7 @@ class Command:
         """Of a `main(argv)` in the file `program`."""
         if argv is not None:
             return cls(program, argv, typed=False)
-        return cls(sys.argv[0], sys.argv[1:], typed="ipykernel" not in sys.modules)
+        return cls(sys.argv[0], sys.argv[1:], typed=not in_notebook())
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 
@@ -24,12 +25,25 @@ def rank_and_size() -> tuple[int, int]:
 LEADS = rank_and_size()[0] == 0  # the process that prints, writes and reacts to signals
 
 
+def in_notebook() -> bool:
+    """Whether this code runs in IPython: in a notebook's kernel, or in its shell."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and get_ipython() is not None
+
+
 class UserError(Exception):
     """What the user can fix, in one line. Exit code 2; 1 when a run that had begun can't go on."""
+
+    debug = False  # True: a notebook shows the traceback, too
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
         self.code = code
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it, in place of its traceback."""
+        trace = "".join(traceback.format_exception(self)).splitlines()
+        return trace if self.debug else [f"error: {self}"]
 
 
 class Interrupted(SystemExit):
@@ -42,7 +56,10 @@ def warn(message: str) -> None:
 
 
 def exit_codes(main):
-    """Wrap a `main(argv) -> int`: what the user can fix is one `error:` line and an exit code."""
+    """Wrap a `main(argv) -> int`: what the user can fix is one `error:` line and an exit code.
+
+    In a notebook it is raised, so that no later cell runs: UserError, or KeyboardInterrupt.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -56,17 +73,28 @@ def exit_codes(main):
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else transformers asks the network
         try:
             with warnings.catch_warnings():
-                return main(argv)
+                code = main(argv)
         except (Interrupted, UserError, OSError, RuntimeError, MemoryError) as e:
             line, code = _ending(e)
             if code is None or debug and not isinstance(e, (Interrupted, BrokenPipeError)):
+                e.debug = True
                 raise
+            if in_notebook() and isinstance(e, UserError):
+                raise
+            if in_notebook():
+                raise _for_notebook(e, line, code) from e
             if line:
                 print(line, file=sys.stderr, flush=True)
-            return code
+        except SystemExit as e:  # --help
+            if e.code or not in_notebook():
+                raise
+            code = 0
         finally:  # as a notebook had it
             os.environ.clear()
             os.environ.update(before)
+        if code and in_notebook():
+            raise UserError(f"exit code {code} - the lines above say why", code)
+        return code
 
     return wrapped
 
@@ -94,6 +122,15 @@ def _ending(e: BaseException) -> tuple[str, int | None]:
     return ("", None) if LEADS else (f"rank {os.environ['RANK']}: {message}", 1)
 
 
+def _for_notebook(e: BaseException, line: str, code: int) -> BaseException:
+    """The exception that a notebook shows as this line."""
+    if isinstance(e, Interrupted):
+        stopped = KeyboardInterrupt(line)
+        stopped._render_traceback_ = lambda: [line]
+        return stopped
+    return UserError(line.removeprefix("error: "), code)
+
+
 class Signals:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or with `hold` at the next `check()`.
 
@@ -118,7 +155,7 @@ class Signals:
             raise Interrupted(128 + self.received) from error
 
     def _handle(self, number: int, frame) -> None:
-        if self.received and "ipykernel" in sys.modules:  # a notebook's kernel is not ours to end
+        if self.received and in_notebook():  # a notebook's kernel is not ours to end
             raise KeyboardInterrupt
         if self.received:
             os._exit(128 + number)

@@ -18,7 +18,7 @@ test_numbers.py         memory that runs out, nan and inf, the same numbers in a
 test_report.py          pictures, errors.csv
 test_jobs.py            folds in parallel, threads
 test_ranks.py           torchrun
-test_notebook.py        train.py in a notebook
+test_notebook.py        in a notebook: errors, the stop button
 
 test_predict.py         predict.py, thresholds, damaged runs, the commands of the README
 test_predict_resume.py  a killed predict.py resumes

@@ -1,6 +1,7 @@
 """Flags, ranges, --config and --help. python -m pytest tests/test_config.py"""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -145,3 +146,13 @@ def test_output_that_nobody_reads_is_one_line(debug):
     )
     assert out.returncode == 141 and out.stderr.count("\n") == 1
     assert out.stderr.startswith("stopped: nobody reads the output")
+
+
+@pytest.mark.parametrize("name", ["train", "predict", "tools.distil", "tools.export"])
+def test_an_error_names_the_script_whose_main_was_called(name, capsys, monkeypatch):
+    """And not the program that called it."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/launcher.py", "--other"])
+    main = importlib.import_module(name).main
+    assert main(["a", "b", "--nope"] if name == "tools.export" else ["--nope"]) == 2
+    script = f"python {name.replace('.', '/')}.py --help lists the flags"
+    assert capsys.readouterr().err == f"error: unrecognized arguments: --nope - {script}\n"

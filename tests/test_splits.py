@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from cases.splits import ERRORS, FOLD, GROUP, LARGE_GROUPS, ROWS, sheet
@@ -39,6 +40,7 @@ from config import Config
 from data import Table, assign_folds, text_hashes
 from support import encoders, splits
 from support.checkpoint import Checkpoint
+from support.process import UserError
 
 BASE = ["--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--precision", "fp32"]
 KINDS = ("valid", "fold", "group", "soft")
@@ -489,3 +491,29 @@ def test_a_loaded_run_needs_its_folder_no_more(runs, tmp_path, monkeypatch):
     (tmp_path / "run/fold_0/model.safetensors").unlink()
     monkeypatch.chdir("/")
     assert model.predict(texts) == want
+
+
+def test_a_loaded_run_says_what_it_is(runs):
+    run = runs["group"].path
+    model = predict.load_run(run, "cpu", "fp32")
+    score = json.loads((run / "metrics.json").read_text())["macro_f1_cross_fitted"]
+    line = f"{run}: 3 folds of {model.config.model} on cpu (fp32)"
+    assert repr(model).splitlines() == [
+        f"{line}, cross-fitted macro-F1 {score:.4f}",
+        f"labels: {', '.join(LABELS)}",
+    ]
+    model.run.names = [f"label_{i}" for i in range(1000)]
+    assert len(repr(model).splitlines()[1]) <= 208 and repr(model).endswith(" ...")
+
+
+def test_probabilities_of_what_predict_takes(runs):
+    model = predict.load_run(runs["group"].path, "cpu", "fp32")
+    texts = [r[1] for r in make_rows(5)]
+    want = [list(row["probabilities"].values()) for row in model.predict(texts)]
+    for those in (texts, tuple(texts), pandas.Series(texts, index=range(9, 14))):
+        assert np.array_equal(model.predict_test(those), np.float32(want))
+    assert model.predict_test(texts[0]).shape == (1, 5)
+    for wrong, said in ((texts[:2] + [None], "texts[2]: is None"), ({"text": 1}, "is a dict")):
+        for ask in (model.predict, model.predict_test):
+            with pytest.raises(UserError, match=re.escape(said)):
+                ask(wrong)

@@ -98,7 +98,7 @@ from train import summarise, train
 def main(argv: list[str] | None = None) -> int:
     flags = expanded(sys.argv[1:] if argv is None else argv)
     command = dataclasses.replace(Command.of(__file__, argv), flags=flags)
-    return train(parse(DistilConfig, flags), read, finish, command)
+    return train(parse(DistilConfig, flags, __file__), read, finish, command)
 
 
 def read(config: DistilConfig) -> Table:
