@@ -19,7 +19,7 @@ from config import Config
 from data import DataCollator, EmotionDataset
 from support.device import autocast, in_threads
 from support.dropout import fast_dropout
-from support.encoders import layers_of, load_encoder, plain_errors
+from support.encoders import load_encoder, lowest_parts, plain_errors
 from support.process import UserError
 from support.tokentable import TokenTable, use_token_table, whole_state
 
@@ -123,12 +123,8 @@ def build_model(
     if not config.pos_weight:  # which makes all labels equally frequent
         model.start_at(torch.from_numpy(targets.mean(0).clip(0.001, 0.999)))
     use_token_table(encoder, token_ids)
-    if config.freeze:
-        frozen = [encoder.get_input_embeddings(), *layers_of(encoder)[: config.freeze]]
-        if getattr(encoder, "embeddings", None):  # what else stands before the layers
-            frozen.append(encoder.embeddings)
-        for part in frozen:
-            part.requires_grad_(False)
+    for part in lowest_parts(encoder, config.freeze):
+        part.requires_grad_(False)
     fast_dropout(encoder)
     return model.to(config.device)
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from config import Config
 from data import EmotionDataset, Table
-from support import jobs
+from support import disk, jobs
 from support.encoders import EncoderInfo, check_weights
 from support.files import damage, locked, sweep
 from support.jobs import Command
 from support.process import Signals
 from support.ranks import Ranks
-from support.run import Run, add_texts, check_room, open_run, run_identity
+from support.run import Run, add_texts, open_run, run_identity
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,13 @@ def start_run(
     steps = sum(math.ceil(np.sum(table.fold != k) / config.rows_per_step) for k in waiting)
     memory = jobs.memory_of_a_fold(encoder_info, config, int(dataset.lengths.max()))
     n = 1
+    room = None
     if ranks.leads and not session.is_helper:
         n = jobs.count_jobs(config, len(waiting), memory, session.command.typed)
+        finished = 0 if restart else len([*path.glob("fold_*/DONE.json")])
         used_tokens = len(np.unique(dataset.token_ids))
-        check_room(path, jobs.disk_of_a_run(encoder_info, used_tokens, len(waiting), n))
+        room = disk.room_of_a_run(encoder_info, config, used_tokens, table, waiting, finished, n)
+        disk.check_room(path, room, restart)
     weights_sha256 = check_weights(encoder_info, dataset)
     identity = run_identity(config, table, encoder_info, weights_sha256, ranks.size)
     if ranks.leads:
@@ -130,6 +133,8 @@ def start_run(
         add_texts(path, np.concatenate([table.hashes, encoder_info.seen]))
     ranks.agree()  # rank 0 has made it
     print(f"run folder {path}", flush=True)
+    if waiting and room:
+        print(room.line(path), flush=True)
     if session.is_helper:
         yield ActiveRun(path, session, jobs.StepsToParent(), [])
         return

@@ -194,6 +194,14 @@ def layers_of(encoder: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
+def lowest_parts(encoder: nn.Module, layers: int) -> list[nn.Module]:
+    """What --freeze keeps as it is: the embeddings, and so many of the lowest layers."""
+    parts = [encoder.get_input_embeddings(), *layers_of(encoder)[:layers]]
+    if getattr(encoder, "embeddings", None):  # what else stands before the layers
+        parts.append(encoder.embeddings)
+    return parts if layers else []
+
+
 def load_encoder(path: str) -> nn.Module:
     """AutoModel with fp32 weights and no pooler. UserError where the file lacks weights."""
     with plain_errors(path):

@@ -27,7 +27,6 @@ from support.device import free_memory
 from support.encoders import EncoderInfo
 from support.files import read_json
 from support.process import LEADS, UserError, in_notebook, rank_and_size
-from support.tokentable import MOST_ROWS
 
 HELPER_VARIABLE = "TRAIN_HELPER"  # set in a helper's environment
 LINE_EVERY = 60.0  # seconds between lines of progress, off a terminal
@@ -72,20 +71,6 @@ def memory_of_a_fold(encoder_info: EncoderInfo, config: Config, longest: int) ->
     width = 17 * encoder_info.config.hidden_size + 3 * heads * longest
     numbers = config.batch_size * longest * encoder_info.layers * width
     return 5e8 + 16 * encoder_info.num_parameters + 4 * numbers
-
-
-def disk_of_a_run(encoder_info: EncoderInfo, used_tokens: int, folds: int, jobs: int) -> float:
-    """An estimate in bytes for so many folds, at most `jobs` at a time.
-
-    Each fold leaves its weights. While it is trained, state.pt has three numbers for each weight,
-    and stands there twice while it is saved. Of the token table it has the rows of `used_tokens`.
-    """
-    vocabulary = encoder_info.config.vocab_size
-    unused = 0
-    if used_tokens <= MOST_ROWS * vocabulary:
-        unused = encoder_info.token_numbers * (1 - used_tokens / vocabulary)
-    state = 3 * (encoder_info.num_parameters - unused)
-    return 4 * (folds * encoder_info.num_parameters + 2 * min(jobs, folds) * state)
 
 
 def gpus() -> list[str]:

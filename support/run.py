@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +37,8 @@ from support.files import (
 from support.process import UserError, warn
 
 PACKAGES = (torch, transformers, tokenizers, safetensors, np)
-NOT_HASHED = tuple(f"support/{name}.py" for name in ("cli", "process", "jobs", "report", "fonts"))
+SHOWS = ("cli", "process", "jobs", "report", "fonts", "disk")
+NOT_HASHED = tuple(f"support/{name}.py" for name in SHOWS)
 # They show things, or set what is compared by itself: flags, threads.
 AROUND = ("tests", "benchmarks", "tools")  # not used in training
 
@@ -115,24 +115,6 @@ def place_run(config: Config, data_sha256: str) -> Path:
     if "env.json" not in names and any(n != "lock" and n[0] != "." for n in names):
         raise UserError(f"--out {path}: holds files that are no run - choose another folder")
     return path
-
-
-def check_room(path: Path, needed: float) -> None:
-    """UserError where the disk of a run folder has less than `needed` bytes for it.
-
-    What its unfinished folds hold already is part of them: they are written anew.
-    """
-    existing = next(p for p in (path, *path.absolute().parents) if os.path.isdir(p))
-    disk = shutil.disk_usage(existing)
-    if not disk.total:  # it has no size, as /proc
-        return
-    room = disk.free
-    for folder in path.glob("fold_*"):
-        if not (folder / "DONE.json").exists():
-            room += sum(p.stat().st_size for p in folder.glob("*.*") if p.is_file())
-    if room < needed:
-        figures = f"{room / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed"
-        raise UserError(f"{path}: {figures} for this run - make room, or choose another --out")
 
 
 def run_identity(

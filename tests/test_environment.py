@@ -4,18 +4,22 @@ python -m pytest tests/test_environment.py
 """
 
 import json
+import re
 import shutil
 import subprocess
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train
-from config import BUNDLED
-from support import active, checkpoint, jobs
+from config import BUNDLED, Config
+from data import Table
+from support import active, disk, files
 from support import run as run_module
-from support.encoders import hub_revision, inspect_encoder
+from support.disk import Room, check_room, readable
+from support.encoders import hub_revision, inspect_encoder, load_encoder
 from support.process import UserError
 
 
@@ -105,55 +109,143 @@ def set_free(monkeypatch, free: float, total: int = 10**12) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
+@pytest.fixture
+def rooms(monkeypatch) -> list[Room]:
+    """The estimates that train.py makes."""
+    made = []
+    real = disk.room_of_a_run
+    monkeypatch.setattr(disk, "room_of_a_run", lambda *a: made.append(real(*a)) or made[-1])
+    return made
+
+
+def size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
 def test_too_little_room_is_said_before_training(flags, tmp_path, monkeypatch, capsys):
     set_free(monkeypatch, 50_000)
     monkeypatch.setattr(active, "check_weights", lambda *a: pytest.fail("no weights are read"))
     out = tmp_path / "deep" / "run"
-    monkeypatch.setattr(jobs, "disk_of_a_run", lambda *a: 1.234e9)
-    assert train.main([*flags, "--out", str(out)]) == 2
-    err = capsys.readouterr().err
-    figures = "0.00 GB free, 1.23 GB needed for this run"
-    assert err == f"error: {out}: {figures} - make room, or choose another --out\n"
+    for at_once, needed, fewer in ((2, "900", ", or fewer --jobs than 2"), (1, "600", "")):
+        room = Room(folds=3, waiting=3, at_once=at_once, fold=1e8, work=3e8, tables=4e7)
+        monkeypatch.setattr(disk, "room_of_a_run", lambda *a, room=room: room)
+        assert train.main([*flags, "--out", str(out)]) == 2
+        parts = f"3 x 100 MB for the folds, {at_once} x 300 MB while they are trained"
+        figures = f"50 kB are free, up to {needed} MB are needed ({parts})"
+        hint = f"make room, or choose --out on another disk{fewer}"
+        assert capsys.readouterr().err == f"error: {out}: {figures} - {hint}\n"
     assert not out.parent.exists()
 
 
-def test_the_estimate_of_the_disk_is_what_a_run_takes(flags, tmp_path, monkeypatch):
-    """Of the whole run, with two states at once; it is at most a fifth too large."""
+@pytest.mark.parametrize("extra", [[], ["--freeze", "1"], ["--freeze", "2"], ["--labels", "joy"]])
+def test_the_estimate_is_a_little_more_than_the_peak(extra, flags, rooms, tmp_path, monkeypatch):
+    """The folder is largest just before a new state.pt, or new weights, take the old one's name.
+
+    Each fold reaches its own peak: two at once may reach it together.
+    """
+    out = tmp_path / "run"
     sizes = []
-    real = checkpoint.save_state
+    of_fold = {}
+    real = files.commit
 
-    def save_state(path, state):
-        real(path, state)
-        files = sum(p.stat().st_size for p in path.parents[1].rglob("*.safetensors"))
-        sizes.append(files + 2 * path.stat().st_size)
+    def commit(temporary, path):
+        if path.is_relative_to(out):
+            sizes.append(size(out))
+            of_fold[path.parent.name] = max(of_fold.get(path.parent.name, 0), size(path.parent))
+        real(temporary, path)
 
-    monkeypatch.setattr(checkpoint, "save_state", save_state)
-    estimates = []
-    real_estimate = jobs.disk_of_a_run
+    monkeypatch.setattr(files, "commit", commit)
+    assert train.main([*flags, "--epochs", "3", "--out", str(out), *extra]) == 0
+    (room,) = rooms
+    work = room.folds * room.fold + room.work  # the tables of so few rows are more than that
+    assert 0.6 * work < max(sizes) < work <= room.peak, (max(sizes), room)
+    for k in range(3):
+        one = room.fold + room.work
+        assert 0.6 * one < of_fold[f"fold_{k}"] < one, (of_fold, room)
+    folds = [size(out / f"fold_{k}") for k in range(3)]
+    assert 0.6 * room.fold < min(folds) and max(folds) < room.fold, (folds, room)
+    assert sum(folds) < size(out) < room.at_end
 
-    def estimate(*arguments):
-        estimates.append(real_estimate(*arguments))
-        return estimates[-1]
 
-    monkeypatch.setattr(jobs, "disk_of_a_run", estimate)
-    assert train.main([*flags, "--out", str(tmp_path / "run")]) == 0
-    assert 0.8 < max(sizes) / estimates[0] < 1.2, (sizes, estimates)
+def test_what_train_py_says_of_the_disk(flags, rooms, tmp_path, monkeypatch, capsys):
+    """Once, below the folder's name, also with a helper; nothing of a finished run."""
+    set_free(monkeypatch, 5e9)
+    argv = [*flags, "--out", str(tmp_path / "run"), "--jobs", "2"]
+    assert train.main(argv) == 0
+    said = capsys.readouterr().out
+    room = rooms[0]
+    end = f"{readable(room.at_end)} at the end (3 folds of {readable(room.fold)})"
+    line = f"disk: {end}, up to {readable(room.peak)} while training; 5.0 GB are free"
+    assert said.count("disk: ") == 1 and f"run folder {tmp_path / 'run'}\n{line}\n" in said
+    assert room.at_once == 2
+    assert train.main(argv) == 0
+    assert "disk: " not in capsys.readouterr().out
+
+
+def test_the_parts_of_an_estimate():
+    room = Room(folds=5, waiting=3, at_once=2, fold=100, work=400, tables=10)
+    assert (room.at_end, room.peak, room.wanted) == (510, 1300, 1100)
+    assert Room(5, 5, 1, fold=100, work=400, tables=1000).peak == 1500
+    assert Room(5, 0, 0, fold=100, work=400, tables=10).wanted == 0
+    assert room.line(Path("/proc/none")).endswith("1.3 kB while training")  # /proc has no size
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [
+        (0, "0.0 kB"),
+        (50_000, "50 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (9_949_999, "9.9 MB"),
+        (9_950_000, "10 MB"),
+        (435e6, "435 MB"),
+        (1.25e9, "1.2 GB"),
+        (12e12, "12000 GB"),
+    ],
+)
+def test_sizes_are_readable(number, text):
+    assert readable(number) == text
+
+
+def estimate(used_tokens: int, waiting=range(5), jobs: int = 1, **settings) -> Room:
+    table = Table([], [], [], np.zeros((0, 5)), "text")
+    config = Config(folds=5, **settings)
+    encoder_info = inspect_encoder(config.model)
+    return disk.room_of_a_run(encoder_info, config, used_tokens, table, waiting, 0, jobs)
 
 
 def test_tokens_that_no_text_has_take_no_room_in_the_states():
     encoder_info = inspect_encoder(BUNDLED)
-    weights = 4 * encoder_info.num_parameters
     vocabulary = encoder_info.config.vocab_size
-    all_tokens = jobs.disk_of_a_run(encoder_info, vocabulary, 5, 2)
-    assert all_tokens == (5 + 2 * 2 * 3) * weights
-    fewer = jobs.disk_of_a_run(encoder_info, vocabulary // 10, 5, 2)
     table = 4 * encoder_info.token_numbers
-    assert fewer == pytest.approx(all_tokens - 12 * 0.9 * table, rel=1e-3)
-    assert jobs.disk_of_a_run(encoder_info, vocabulary, 1, 2) == 7 * weights  # one fold, one job
-    assert jobs.disk_of_a_run(encoder_info, vocabulary, 0, 1) == 0
+    whole = estimate(vocabulary)
+    fewer = estimate(vocabulary // 10)
+    states = 2 * 3 * 4 * encoder_info.num_parameters  # two of three times the weights
+    assert whole.work == pytest.approx(states, rel=0.01)
+    assert whole.work - fewer.work == pytest.approx(2 * 3 * 0.9 * table, rel=1e-3)
+    assert fewer.fold == whole.fold > 4 * encoder_info.num_parameters
 
 
-def test_a_finished_run_asks_for_no_room(flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("layers", [0, 1, 6])
+def test_frozen_weights_have_no_means_in_the_states(layers):
+    encoder_info = inspect_encoder(BUNDLED)
+    below = ["embeddings.", *(f"encoder.layer.{i}." for i in range(layers))]
+    named = load_encoder(encoder_info.path).named_parameters()
+    numbers = sum(p.numel() for name, p in named if name.startswith(tuple(below)))
+    assert disk.frozen_numbers(encoder_info, layers) == (numbers if layers else 0)
+    vocabulary = encoder_info.config.vocab_size
+    work = estimate(vocabulary).work
+    frozen = estimate(vocabulary, freeze=layers)
+    saved = 2 * 2 * 4 * numbers if layers else 0
+    if layers == 6:  # the state is smaller than the weights, which are then written twice
+        assert frozen.work < 2.1 * frozen.fold
+    else:
+        assert frozen.work == pytest.approx(work - saved, rel=1e-3)
+
+
+def test_a_finished_run_asks_for_no_room(flags, rooms, tmp_path, monkeypatch, capsys):
+    """A resumed one for less than a new one."""
     out = tmp_path / "run"
     assert train.main([*flags, "--out", str(out)]) == 0
     set_free(monkeypatch, 0)
@@ -164,17 +256,27 @@ def test_a_finished_run_asks_for_no_room(flags, tmp_path, monkeypatch, capsys):
     shutil.rmtree(out / "fold_1")
     assert train.main([*flags, "--out", str(out)]) == 2
     assert "make room" in capsys.readouterr().err
+    new, finished, restarted, resumed = rooms
+    assert (finished.wanted, restarted) == (0, new)
+    assert resumed.wanted == pytest.approx(new.wanted - 2 * new.fold)
+    set_free(monkeypatch, resumed.wanted + 1)
+    assert train.main([*flags, "--out", str(out)]) == 0
+    end = re.search("disk: (.*?), up", capsys.readouterr().out)[1]
+    assert end == f"{readable(new.at_end)} at the end (3 folds of {readable(new.fold)})"
 
 
 def test_what_an_unfinished_fold_holds_counts_as_room(tmp_path, monkeypatch):
-    """To resume never needs more than to begin."""
+    """To resume never needs more than to begin; --restart keeps the old folds."""
     set_free(monkeypatch, 100)
     for k in range(2):
         (tmp_path / f"fold_{k}").mkdir()
         (tmp_path / f"fold_{k}" / "state.pt").write_bytes(bytes(1000))
     (tmp_path / "fold_1" / "DONE.json").write_text("{}")
-    run_module.check_room(tmp_path, 1100)
+    check_room(tmp_path, Room(1, 1, 1, fold=100, work=1000, tables=0))
+    too_large = Room(1, 1, 1, fold=101, work=1000, tables=0)
     with pytest.raises(UserError, match="make room"):
-        run_module.check_room(tmp_path, 1101)
+        check_room(tmp_path, too_large)
+    with pytest.raises(UserError, match="make room"):
+        check_room(tmp_path, Room(1, 1, 1, fold=1, work=100, tables=0), restart=True)
     set_free(monkeypatch, 0, total=0)  # no size is known
-    run_module.check_room(tmp_path, 1101)
+    check_room(tmp_path, too_large)
