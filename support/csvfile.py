@@ -13,8 +13,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from support.hints import first_line, looks_like_data
 from support.process import UserError
 
@@ -237,8 +235,10 @@ class CsvFile:
         return UserError(f"{self.path}: can't be read - the file changed meanwhile; try again")
 
 
-def is_empty(frame) -> np.ndarray:
+def is_empty(frame):
     """bool (N,): no cell holds anything but spaces; cells of short rows are NaN."""
+    import numpy as np  # here, as `--help` starts without it
+
     empty = np.ones(len(frame), bool)
     for name in frame:
         cells = frame[name].to_numpy()[empty]
