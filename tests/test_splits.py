@@ -51,7 +51,7 @@ class Stop(BaseException):
 
 
 def column(path: Path, name: str) -> list[str]:
-    with open(path, newline="") as f:
+    with open(path, encoding="utf-8-sig", newline="") as f:
         return [row[name].strip() for row in csv.DictReader(f)]
 
 
