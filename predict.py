@@ -9,7 +9,7 @@ from support.cli import checked, parse, start_script
 from support.process import Signals, UserError, exit_codes
 
 if __name__ == "__main__":
-    start_script(PredictConfig)
+    start_script(PredictConfig, unused=("joblib", "matplotlib", "scikit-learn", "scipy"))
 
 import itertools
 import math

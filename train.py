@@ -344,7 +344,7 @@ def train_loader(
 
 def seed_of(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 # After all folds

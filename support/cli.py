@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import typing
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
 from config import HERE, Config
 from support.csvfile import check_file, column_names
 from support.process import UserError, exit_codes, in_notebook
+from support.versions import check_versions
 
 
 def flag(name: str) -> str:
@@ -143,14 +145,22 @@ def _read_config(path: str) -> dict:
         raise UserError(f"--config {path}: not readable as JSON, or no JSON object ({e})") from None
 
 
-def start_script(kind: type, argv: list[str] | None = None) -> None:
-    """For a script's first lines, before its slow imports: --help and a mistyped flag answer, and
-    Ctrl-C ends it without a traceback of the imports.
+def start_script(
+    kind: type | Callable, argv: list[str] | None = None, unused: Collection[str] = ()
+) -> None:
+    """For a script's first lines, before its slow imports: --help and a mistyped flag answer, so
+    do packages that are too old or missing, and Ctrl-C ends it without a traceback of the imports.
+
+    `kind`: what `parse` makes, or the script's own function of argv. `unused`: packages of
+    requirements.txt that the script does without.
     """
 
     @exit_codes
     def check(argv: list[str] | None) -> int:
-        parse(kind, argv)
+        words = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+        if not words & {"-h", "--help"}:
+            check_versions({*unused, "pandas"} if "--text" in words else unused)
+        parse(kind, argv) if isinstance(kind, type) else kind(argv)
         return 0
 
     if code := check(argv):

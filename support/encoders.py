@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -83,7 +83,7 @@ def plain_errors(name: str):
             problem = "it needs program code of its own, which is never run - choose another"
         elif isinstance(e, OSError) and not (os.path.isdir(name) or "JSON" in str(e)):
             place = "on the Hub or in its cache"
-            if is_offline_mode():
+            if constants.HF_HUB_OFFLINE:
                 place = "in the Hub cache, and HF_HUB_OFFLINE is set"
             problem = (
                 f"not {place} - check the name; download it where there is a network (hf download"
@@ -101,7 +101,7 @@ class EncoderInfo:
     name: str  # as the user gave it
     path: str  # as transformers finds it
     kind: str  # bert, roberta ...
-    config: PreTrainedConfig
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     num_parameters: int
     token_numbers: int  # those of its token table
@@ -162,7 +162,7 @@ def count_positions(encoder: nn.Module) -> int | None:
 
 
 def saved_and_read(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedTokenizerBase:
     """The tokenizer as it is read back from a fold: RemBERT's gains [CLS] and [SEP] on the way."""
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
@@ -179,7 +179,7 @@ def seen_hashes(encoder_path: str) -> np.ndarray:
     return np.zeros(0, np.uint64)
 
 
-def skeleton(config: PreTrainedConfig) -> tuple[nn.Module, dict]:
+def skeleton(config: PretrainedConfig) -> tuple[nn.Module, dict]:
     """The encoder on the meta device (no memory), and the keyword that leaves out its pooler."""
     with torch.device("meta"):
         kind = type(AutoModel.from_config(config, trust_remote_code=False))

@@ -8,21 +8,53 @@ How the interval is made: tools/parts/difference.py. How often it errs: docs/res
 
 import argparse
 import sys
-from collections import Counter, defaultdict
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.cli import Parser, start_script
+from support.process import UserError
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        "tools/compare.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    runs = (("--a", "runs of A"), ("--b", "runs of B"), ("runs", "two runs, A and B"))
+    for name, text in runs:
+        parser.add_argument(name, nargs="*", default=[], metavar="RUN", help=text)
+    moved = "of runs whose oof.csv has no labels (older code): the training CSV, and --valid's"
+    parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
+    parser.add_argument("--test", nargs=3, metavar=("GOLD", "A", "B"), help="CSV files to compare")
+    parser.add_argument("--plot", metavar="PNG", help="draw the differences")
+    args = parser.parse_args(argv)
+    ways = [args.runs, args.a + args.b, args.test]
+    one_sided = bool(args.a) != bool(args.b)
+    if sum(map(bool, ways)) != 1 or one_sided or len(args.runs) not in (0, 2):
+        raise UserError("name two runs A and B, or --a A ... --b B ..., or --test GOLD A B")
+    if not args.a:
+        args.a, args.b = ([path] for path in args.runs or args.test[1:])
+    return args
+
+
+if __name__ == "__main__":
+    plot = any(word.startswith("--plot") for word in sys.argv)
+    start_script(parse, unused=() if plot else ("matplotlib",))
+
+from collections import Counter, defaultdict
+
+import numpy as np
 
 import metrics
 from config import Config
 from data import OutOfFold, read_table, threshold_folds
-from support.cli import Parser
 from support.csvfile import CsvFile
 from support.files import damage, file_sha256
 from support.finished import OofCSV, read_labelled_oof, read_settings
-from support.process import UserError, exit_codes, warn
+from support.process import exit_codes, warn
 from support.run import Run
 from tools.parts.difference import (
     Judged,
@@ -130,30 +162,6 @@ def read_verdicts(gold: str, a: str, b: str) -> tuple[list[Pair], np.ndarray, li
         pred = frame[names].to_numpy() == "1"
         sides.append([Judged(rows, np.zeros_like(rows), table.y, None, pred)])
     return [Pair(*sides)], table.groups, names
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        "tools/compare.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    runs = (("--a", "runs of A"), ("--b", "runs of B"), ("runs", "two runs, A and B"))
-    for name, text in runs:
-        parser.add_argument(name, nargs="*", default=[], metavar="RUN", help=text)
-    moved = "of runs whose oof.csv has no labels (older code): the training CSV, and --valid's"
-    parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
-    parser.add_argument("--test", nargs=3, metavar=("GOLD", "A", "B"), help="CSV files to compare")
-    parser.add_argument("--plot", metavar="PNG", help="draw the differences")
-    args = parser.parse_args(argv)
-    ways = [args.runs, args.a + args.b, args.test]
-    one_sided = bool(args.a) != bool(args.b)
-    if sum(map(bool, ways)) != 1 or one_sided or len(args.runs) not in (0, 2):
-        raise UserError("name two runs A and B, or --a A ... --b B ..., or --test GOLD A B")
-    if not args.a:
-        args.a, args.b = ([path] for path in args.runs or args.test[1:])
-    return args
 
 
 @exit_codes

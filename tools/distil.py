@@ -13,13 +13,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, arg
 from support.cli import flag, parse, start_script
-from support.files import read_json
 from support.process import UserError
 
 DATA = ("train", "valid", "labels", "text_column", "soft_labels", "folds", "fold_column")
@@ -67,8 +64,11 @@ def expanded(argv: list[str]) -> list[str]:
             return argv
         return ["--config", str(Path(student, "config.json")), "--keep", "last", *argv]
     settings = {}
-    with contextlib.suppress(UserError):  # `read` says what is wrong with it
-        settings = read_json(Path(teacher or "", "config.json"))
+    if teacher:
+        from support.files import read_json  # here, as it needs numpy: --help answers without it
+
+        with contextlib.suppress(UserError):  # `read` says what is wrong with it
+            settings = read_json(Path(teacher, "config.json"))
     if settings.get("split_seed") is None:
         settings["split_seed"] = settings.get("seed")
     given = []
@@ -77,15 +77,21 @@ def expanded(argv: list[str]) -> list[str]:
         if value is True:
             given.append(flag(name))
         elif value not in (None, False):
-            given += [flag(name), *np.atleast_1d(value).astype(str)]
+            given += [flag(name), *map(str, value if isinstance(value, list) else [value])]
     return [*given, *argv]
 
 
+def settings_of(argv: list[str] | None) -> DistilConfig:
+    return parse(DistilConfig, expanded(sys.argv[1:] if argv is None else argv))
+
+
 if __name__ == "__main__":
-    start_script(DistilConfig, expanded(sys.argv[1:]))
+    start_script(settings_of)
+
+import numpy as np
 
 from data import Table
-from support.files import write_json
+from support.files import read_json, write_json
 from support.finished import FinishedRun
 from support.jobs import Command
 from support.process import exit_codes

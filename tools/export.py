@@ -6,24 +6,46 @@ predicts real texts, beside predict.py. K folds, C labels; B rows of a batch, T 
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.cli import Parser, start_script
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        "tools/export.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="finished run")
+    parser.add_argument("folder", help="new folder to write")
+    parser.add_argument("--fold", type=int, help="this fold's model alone")
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    moved = "the training CSV, and that of --valid, where they lie now"
+    parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    start_script(parse, unused=("matplotlib",))
+
 import shlex
 import shutil
-import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import metrics
 from data import Table
 from model import compute_loss
 from predict import Ensemble
-from support.cli import Parser
 from support.files import read_json, write_json
 from support.finished import FinishedRun, some_texts
 from support.process import Signals, UserError, exit_codes
@@ -124,22 +146,6 @@ def check(ensemble: Ensemble, fold_numbers: list[int], folder: Path, table: Tabl
     print(f"{len(table)} texts: {result}; {verdicts}")
     if not (gap <= 1e-4 or program.MODEL["int8"]):
         raise UserError(f"{result}, more than 1e-4 - use predict.py for this encoder", 1)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        "tools/export.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="finished run")
-    parser.add_argument("folder", help="new folder to write")
-    parser.add_argument("--fold", type=int, help="this fold's model alone")
-    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
-    moved = "the training CSV, and that of --valid, where they lie now"
-    parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
-    return parser.parse_args(argv)
 
 
 @exit_codes
