@@ -19,7 +19,7 @@ import torch
 from cases.models import ARCHITECTURES
 from conftest import LABELS, make_tokenizer, write_csv
 from test_model import TEXTS
-from transformers import AutoModel, TokenizersBackend
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 import data
 import predict
@@ -335,7 +335,7 @@ def test_what_cannot_be_exported_leaves_nothing(
 
 def test_a_tokenizer_in_python_is_named(finished, tmp_path, monkeypatch, capsys):
     """As BERTweet's and PhoBERT's: there is nothing for the package tokenizers to read."""
-    monkeypatch.delattr(TokenizersBackend, "backend_tokenizer")
+    monkeypatch.delattr(PreTrainedTokenizerFast, "backend_tokenizer")
     assert export.main([str(finished), str(tmp_path / "m")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "is in Python alone" in line and not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def test_two_runs_give_the_same_bytes(precision, command, tmp_path, test_csv, cl
     "owner, name, numbers",
     [
         (checkpoint, "save_state", (1, 2)),
-        (Checkpoint, "keep", (1, 4)),
+        (Checkpoint, "keep", (1, 2, 3)),  # a fourth comes with some versions of torch alone
         (checkpoint, "write_log", (1, 5)),
         (checkpoint, "write_json", (1, 2)),  # DONE.json of each fold
         (run_module, "write_json", (3,)),  # that of the run, after env.json and config.json
