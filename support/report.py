@@ -341,7 +341,7 @@ def draw_f1(ax, y: np.ndarray, summary: Summary, names: list[str]) -> None:
     ax.barh(
         range(len(order)),
         f1[order],
-        xerr=spread[:, order],
+        xerr=spread[:, order].tolist(),  # matplotlib 3.9 takes an array of one for a number
         height=0.6,
         color=COLOURS[5],
         ecolor="black",
