@@ -49,6 +49,7 @@ from predict import Ensemble
 from support.files import read_json, write_json
 from support.finished import FinishedRun, some_texts
 from support.process import Signals, UserError, exit_codes
+from support.versions import numbers
 from tools.parts.int8 import judge, load_program, quantise, quiet
 
 LARGE = 1.8e9  # bytes of weights; protobuf takes 2 GB in one file
@@ -151,6 +152,9 @@ def check(ensemble: Ensemble, fold_numbers: list[int], folder: Path, table: Tabl
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    if numbers(torch.__version__) < [2, 7]:
+        hint = "pip install -U torch (tested: 2.13)"
+        raise UserError(f"torch {torch.__version__} can't make the graph of an encoder - {hint}")
     folder = Path(args.folder).resolve()
     if not folder.parent.is_dir():
         raise UserError(f"{folder.parent}: no such folder - make it first")
