@@ -8,8 +8,7 @@ from config import PredictConfig
 from support.cli import checked, parse, start_script
 from support.process import Signals, UserError, exit_codes
 
-if __name__ == "__main__":
-    start_script(PredictConfig, unused=("joblib", "matplotlib", "scikit-learn", "scipy"))
+start_script(PredictConfig, __name__, unused=("joblib", "matplotlib", "scikit-learn", "scipy"))
 
 import itertools
 import math

@@ -17,8 +17,7 @@ saves and loads it, with model and optimizer.
 from config import Config
 from support.cli import parse, start_script
 
-if __name__ == "__main__":
-    start_script(Config)  # before the slow imports, so that a mistyped flag is reported at once
+start_script(Config, __name__)  # before the slow imports: a mistyped flag is reported at once
 
 import functools
 import math

@@ -146,24 +146,28 @@ def _read_config(path: str) -> dict:
 
 
 def start_script(
-    kind: type | Callable, argv: list[str] | None = None, unused: Collection[str] = ()
+    kind: type | Callable, name: str = "__main__", unused: Collection[str] = ()
 ) -> None:
     """For a script's first lines, before its slow imports: --help and a mistyped flag answer, so
     do packages that are too old or missing, and Ctrl-C ends it without a traceback of the imports.
+    Where the script is imported, UserError for such packages.
 
-    `kind`: what `parse` makes, or the script's own function of argv. `unused`: packages of
-    requirements.txt that the script does without.
+    `kind`: what `parse` makes, or the script's own function of argv. `name`: the script's __name__.
+    `unused`: packages of requirements.txt that it does without.
     """
+    if name != "__main__":
+        check_versions(unused)
+        return
 
     @exit_codes
     def check(argv: list[str] | None) -> int:
-        words = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+        words = {word.split("=")[0] for word in sys.argv[1:]}
         if not words & {"-h", "--help"}:
             check_versions({*unused, "pandas"} if "--text" in words else unused)
         parse(kind, argv) if isinstance(kind, type) else kind(argv)
         return 0
 
-    if code := check(argv):
+    if code := check(None):
         sys.exit(code)
     if in_notebook():  # there the handler would end the kernel
         return

@@ -15,6 +15,7 @@ import torch
 
 from config import HERE, Config
 from data import OutOfFold, Table, read_chunks, read_data, split
+from support.cli import checked
 from support.csvfile import CsvFile, check_file
 from support.device import free_memory, resolve_device
 from support.files import damage, file_sha256, read_json, read_npy
@@ -112,7 +113,11 @@ def newest_run() -> Path:
 def read_settings(run: Run, device: str = "cpu", precision: str = "fp32") -> Config:
     known = {f.name for f in dataclasses.fields(Config)}
     settings = read_json(run.path / "config.json") | {"device": device, "precision": precision}
-    return Config(**{name: value for name, value in settings.items() if name in known})
+    config = Config(**{name: value for name, value in settings.items() if name in known})
+    try:
+        return checked(config)
+    except UserError as e:  # such as a --pooling that a fork had
+        raise UserError(f"{run.path}/config.json: {e} - use the code that made the run") from None
 
 
 # Thresholds

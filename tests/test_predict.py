@@ -181,6 +181,19 @@ def test_without_labels_and_with_other_order(finished):
     assert [r[0] for r in read("submission.csv")] == ["id", *(r[1] for r in rows)]
 
 
+def test_a_run_with_a_pooling_that_is_unknown_here(finished, tmp_path, capsys):
+    """It must not be predicted with another one."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"pooling": "max"}))
+    done = read_json(run / "DONE.json", sealed=True)
+    done["files"] |= describe(run, ["config.json"])
+    write_json(run / "DONE.json", done, seal=True)
+    assert predict.main(["--run", str(run), "--text", "so happy"]) == 2
+    line = capsys.readouterr().err
+    assert "run/config.json: --pooling must be one of" in line and line.count("\n") == 1
+
+
 TEXTS = ['so happy, "really"', "I\nam sad", "", "é 😀 \r"]
 
 

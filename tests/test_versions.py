@@ -131,3 +131,13 @@ def test_every_requirement_has_an_exact_version_within_its_range():
 def test_the_names_are_those_of_installed_packages():
     for name in set(lower_ends(HERE / "requirements.txt")) - SOMETIMES:
         assert metadata.version(name)
+
+
+@pytest.mark.parametrize("statement", ["from train import main", "from predict import load_run"])
+def test_an_import_names_what_is_too_old(statement, tmp_path):
+    """A notebook imports the programs."""
+    install(tmp_path, "transformers", "4.40.0")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(HERE)!r}]; {statement}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "torch" not in done.stderr.replace(str(HERE), "")
+    assert "UserError: transformers 4.40.0 is too old: 4.56 or newer" in done.stderr

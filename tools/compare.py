@@ -40,9 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-if __name__ == "__main__":
-    plot = any(word.startswith("--plot") for word in sys.argv)
-    start_script(parse, unused=() if plot else ("matplotlib",))
+plot = any(word.startswith("--plot") for word in sys.argv)
+start_script(parse, __name__, unused=() if plot else ("matplotlib",))
 
 from collections import Counter, defaultdict
 
@@ -120,7 +119,8 @@ def open_finished(folder: str) -> Run:
     """A run whose totals are there. Its weights are not needed, and not checked."""
     run = Run(Path(folder))
     if problem := damage(run.path, run.key):
-        raise UserError(f"{run.path}: is not finished, or damaged ({problem}) - train it again")
+        hint = "train it to its end, or copy all of it but the folds"
+        raise UserError(f"{run.path}: is not finished, or damaged ({problem}) - {hint}")
     return run
 
 

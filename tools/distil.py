@@ -85,8 +85,7 @@ def settings_of(argv: list[str] | None) -> DistilConfig:
     return parse(DistilConfig, expanded(sys.argv[1:] if argv is None else argv))
 
 
-if __name__ == "__main__":
-    start_script(settings_of)
+start_script(settings_of, __name__)
 
 import numpy as np
 

@@ -30,8 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
-    start_script(parse, unused=("matplotlib",))
+start_script(parse, __name__, unused=("matplotlib",))
 
 import shlex
 import shutil
