@@ -68,9 +68,14 @@ def sheets(header: str, rows: list[list[str]]) -> list[bytes]:
 
 def as_python_reads(raw: bytes, name: str = "id") -> list[str]:
     """The cells of a column that should come out; row numbers without an id column."""
-    rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
+    utf_16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = raw.decode("utf-16" if utf_16 else "utf-8-sig")
+    for sign in ",;\t":
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=sign))
+        if len(rows[0]) > 1:
+            break
     header = [h.strip("\ufeff \t") for h in rows[0]]
-    rows = [r for r in rows[1:] if r]
+    rows = [r for r in rows[1:] if r and (len(header) == 1 or any(map(str.strip, r)))]
     return (
         [r[header.index(name)] for r in rows]
         if name in header or name != "id"
@@ -214,8 +219,11 @@ def test_files_to_predict(place):
         ):
             for name in ("s.csv", "p.csv"):
                 out = list(csv.reader(io.StringIO(Path(name).read_bytes().decode(), newline="")))
-                assert out[0] == ["id", *LABELS] and [r[0] for r in out[1:]] == as_python_reads(raw)
-                assert all(len(r) == 6 and 0 <= float(v) <= 1 for r in out[1:] for v in r[1:])
+                first = out[0].index(LABELS[0])  # the text stands before, where there is no id
+                assert out[0][first:] == LABELS and out[0][:first] in (["id"], ["id", "text"])
+                assert [r[0] for r in out[1:]] == as_python_reads(raw)
+                assert {len(r) for r in out} == {len(out[0])}
+                assert all(0 <= float(v) <= 1 for r in out[1:] for v in r[first:])
             assert not list(place.d.glob("*.part*"))
 
 

@@ -15,7 +15,7 @@ from matplotlib.font_manager import findfont
 
 import metrics
 import train
-from data import OutOfFold
+from data import OutOfFold, Table
 from metrics import Summary
 from support import fonts, report
 
@@ -178,3 +178,31 @@ def test_flipped_labels_come_first_in_errors_csv(flags, tmp_path):
     assert all(texts[c["id"]] == c["text"] for c in cells)
     hit = [c["label"] == "joy" and c["id"] in flipped for c in cells]
     assert sum(hit) == 12 and sum(hit[:60]) / 60 >= 5 * 12 / len(cells)
+
+
+def test_oof_csv_of_copies_groups_and_added_texts(tmp_path):
+    """Groups have the numbers that they have without the texts of tools/distil.py; a label may be
+    called group; shares are written as given."""
+    texts = ["so happy", "So  HAPPY", "a storm", "new", "sad", "other"]
+    y = np.array([[1, 0.25], [0.5, 0], [0, 1], [np.nan, np.nan], [0, 0], [1, 1]], np.float32)
+    group = np.array(["", "", "bob", "", "bob", ""], object)
+    ids = list("abcdef")
+    table = Table(ids, texts, texts, y, "text", group=group)
+    names = ["group", "given_group"]
+    rows = np.array([0, 1, 2, 4, 5])
+    oof = OutOfFold(rows, np.array([0, 0, 1, 1, 0]), table.y[rows], np.full((5, 2), 0.5))
+    report.write_oof(tmp_path, table, oof, names)
+    header, *found = csv.reader((tmp_path / "oof.csv").read_text().splitlines())
+    given = ["given_group_", "given_given_group"]
+    assert header == ["id", "fold", *names, "group_", *given]
+    assert [row[0] for row in found] == list("abcef")
+    number = [int(row[4]) for row in found]
+    assert number[0] == number[1] and number[2] == number[3] and len(set(number)) == 3
+    assert (np.array([row[5:] for row in found], np.float32) == y[rows]).all()
+    known = [0, 1, 2, 4, 5]
+    alone = Table(*([x[i] for i in known] for x in (ids, texts, texts)), y[known], "text")
+    alone.group = group[known]
+    oof = OutOfFold(np.arange(5), oof.fold, alone.y, oof.p)
+    report.write_oof(tmp_path, alone, oof, names)
+    again = list(csv.reader((tmp_path / "oof.csv").read_text().splitlines()))
+    assert again == [header, *found]

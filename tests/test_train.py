@@ -214,7 +214,13 @@ def test_run_folder(finished, train_csv):
     )
     table = read_table(train_csv, Config(labels=LABELS))
     rows = list(csv.DictReader((finished / "oof.csv").read_text().splitlines()))
-    assert [r["id"] for r in rows] == table.ids and list(rows[0]) == ["id", "fold", *LABELS]
+    given = [f"given_{name}" for name in LABELS]
+    assert list(rows[0]) == ["id", "fold", *LABELS, "group", *given]
+    assert [r["id"] for r in rows] == table.ids
+    assert (np.array([[r[name] for name in given] for r in rows], float) == table.y).all()
+    group = np.array([int(r["group"]) for r in rows])
+    same = table.groups[:, None] == table.groups
+    assert ((group[:, None] == group) == same).all()
     p = np.array([[float(r[n]) for n in LABELS] for r in rows], dtype=np.float32)
     fold = np.array([int(r["fold"]) for r in rows])
     th, m = np.load(finished / "th.npy"), json.loads((finished / "metrics.json").read_text())
