@@ -116,7 +116,7 @@ class CsvFile:
             self.separator = max(",;\t", key=header[0].count)  # the sign that splits it best
             header = next(self._records(), [])
             if len(header) == 1:
-                self.separator = ","
+                self.separator = self._sign_of_one_column()
         if not any(header):
             raise UserError(
                 f"{path}:1: the file or its header is empty - it needs a header and rows"
@@ -132,9 +132,16 @@ class CsvFile:
             raise UserError(f"{path}:1 column {duplicates[0]!r}: duplicate name - rename one")
         if len(header) == 1 and "|" in header[0]:
             raise UserError(f"{path}:1: {header[0]!r:.60} - separate the fields by commas, not '|'")
-        if self.separator != ",":
+        if self.separator != "," and len(header) > 1:
             print(f"{path}: its fields are separated by {SIGNS[self.separator]}")
         self.header = header
+
+    def _sign_of_one_column(self) -> str:
+        """The first that splits no row: Excel doesn't quote commas where it separates by others."""
+        for self.separator in ",;\t":
+            if all(len(row) <= 1 for row in self._records()):
+                return self.separator
+        return ","
 
     @property
     def columns_found(self) -> str:

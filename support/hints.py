@@ -70,8 +70,9 @@ def pandas_that_reads(path: str, separator: str = ",", encoding: str = "utf-8-si
 
 
 # Words that people write in label cells, in lower case.
-YES = {"1", "x", "y", "yes", "true", "ja", "oui", "si", "sí", "✓", "✔"}
-NO = {"0", "", "-", "n", "no", "false", "nein", "non"}
+YES = {"1", "x", "y", "yes", "true", "ja", "wahr", "oui", "vrai", "si", "sí", "verdadero", "vero"}
+YES |= {"✓", "✔"}
+NO = {"0", "", "-", "n", "no", "false", "nein", "falsch", "non", "faux", "falso"}
 
 
 def pandas_of_words(read: str, names: Sequence[str], words: set[str]) -> str | None:
@@ -87,8 +88,9 @@ def pandas_of_words(read: str, names: Sequence[str], words: set[str]) -> str | N
     found = ", ".join(map(repr, sorted(words)))
     return (
         f"they hold {found} - make 0 and 1 of them: {read}; names = {list(names)}; "
+        "df = df[df.ne('').any(axis=1)]; "
         f"df[names] = df[names].apply(lambda c: {cells}.astype(int)); "
-        'df.to_csv("new.csv", index=False)'
+        'df.to_csv("labelled.csv", index=False)'
     )
 
 

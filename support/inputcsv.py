@@ -4,10 +4,8 @@ N rows, C labels. Which columns are used is settled when it is opened; what is o
 counted while it is read, and said once.
 """
 
-import contextlib
 import itertools
 import shlex
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,6 +14,8 @@ import numpy as np
 from config import EMOTIONS, Config
 from support.csvfile import CsvFile, column_names
 from support.hints import (
+    NO,
+    YES,
     looks_like_data,
     pandas_of_words,
     pandas_that_reads,
@@ -23,9 +23,9 @@ from support.hints import (
     similar,
     split_at_commas,
 )
+from support.oddrows import TRUTH, as_share, is_blank
 from support.process import UserError, warn
 
-TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 BLANK = "blank line(s) skipped (also rows of empty cells)"
 REPEATED = "rows repeat the header - remove them"
 TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
@@ -52,6 +52,8 @@ class InputCSV(CsvFile):
         self.training = training
         self.soft = config.soft_labels
         self.named = []  # columns that a flag names, and so are no labels
+        self.text_column = None  # until it is found
+        self.labels_named = config.labels is not EMOTIONS  # by a flag
         if training:
             self.named = [name for name in (config.fold_column, config.group_column) if name]
             self.text_column = self.ensure_text_column(config.text_column, None)
@@ -60,14 +62,13 @@ class InputCSV(CsvFile):
         if self.names:
             self._check_columns()
         self._check_named()
-        self.labels_named = config.labels is not EMOTIONS  # by a flag
         self.rows = 0
         self.id_hashes = [np.zeros(0, np.int64)]
         self.counts = Counter()  # of rows, by the warning
         self.text_counts = Counter()  # of texts, by the warning
         self.wrong_cells = 0  # label cells that are not 0/1
         self.first_wrong: list[tuple] = []  # row, label and value of the first of them
-        self.words: set[str] = set()  # that label cells hold, up to 20
+        self.words: dict[str, tuple] = {}  # that label cells hold, up to 20: the place of the first
         known = ("id", *self.names, *self.named)
         # Columns that hold 0 and 1 alone, as far as they are read, and may be forgotten labels
         self.zero_one_columns = [c for c in self.header if training and c not in known]
@@ -117,6 +118,10 @@ class InputCSV(CsvFile):
         """`column`: the one that was asked for."""
         if looks_like_data(self.header):
             return self._no_header(self.header)
+        missing = [name for name in self.names if name not in self.header]
+        meant = split_at_commas(self.names, self.header) or similar(missing, self.header)
+        if self.training and missing and (meant or not self.labels_named):
+            return self._no_labels(missing)  # the text may be found once the labels are
         problem = f"no column {column!r}" if column else "no text column"
         hint = "name it with --text-column"
         if column and not self.names:  # of texts alone: they have the column of the training
@@ -134,11 +139,14 @@ class InputCSV(CsvFile):
             like = next((f" (but {h!r}: rename it)" for h in self.header if h.lower() == "id"), "")
             warn(f"{self.path}: no id column{like} - row numbers from 0 are used")
         missing = [name for name in self.names if name not in self.header]
-        lacks = f"no label column {', '.join(missing)}"
         if missing and self.training:
-            raise UserError(f"{self.path}:1: {lacks}; {self._hint_for_labels(missing)}")
+            raise self._no_labels(missing)
         if 0 < len(missing) < len(self.names):
-            warn(f"{self.path}: {lacks} - no scores are printed")
+            warn(f"{self.path}: no label column {', '.join(missing)} - no scores are printed")
+
+    def _no_labels(self, missing: list[str]) -> UserError:
+        lacks = f"no label column {', '.join(missing)}"
+        return UserError(f"{self.path}:1: {lacks}; {self._hint_for_labels(missing)}")
 
     def _hint_for_labels(self, missing: list[str]) -> str:
         """What there is instead of the missing label columns, and what to do."""
@@ -215,9 +223,16 @@ class InputCSV(CsvFile):
             cell = frame[self.names[j]].iloc[i]
             self.first_wrong.append((frame.index[i], self.names[j], cell))
         self.wrong_cells += len(wrong)
-        if self.wrong_cells and len(self.words) < 20:
-            self.words |= set(np.unique(cells))
+        if self.wrong_cells:
+            self._note_words(frame, cells)
         return None if len(wrong) else targets
+
+    def _note_words(self, frame, cells) -> None:
+        """What label cells hold. cells: as `frame`, in lower case."""
+        for name in self.names:
+            for row, word in cells[name].drop_duplicates().items():
+                if len(self.words) < 20:
+                    self.words.setdefault(word, (row, name, frame[name].loc[row]))
 
     def read_numbers(self, frame) -> dict[str, np.ndarray]:
         """float32 (N,): each other column, at least half of whose cells are numbers, by name.
@@ -325,7 +340,11 @@ class InputCSV(CsvFile):
         raise UserError(f"{self.path}:1: {columns} could be labels too - say which: {commands}")
 
     def _wrong_labels(self) -> UserError:
-        (row, name, cell), *others = self.first_wrong
+        unclear = [place for word, place in self.words.items() if word not in YES | NO]
+        first = self.first_wrong
+        if unclear and self.words.keys() & YES - {"1"}:  # a slip among words that are clear
+            first = [*unclear, *first]
+        (row, name, cell), *others = first
         found = repr(cell[:40])
         rows = ", ".join(dict.fromkeys(str(r) for r, _, _ in others if r != row))
         if self.wrong_cells > 1:
@@ -340,23 +359,9 @@ class InputCSV(CsvFile):
             hint += ", or use --soft-labels to learn shares as they are"
         if column_names([cell]) == [name] and self.counts[REPEATED]:
             hint = f"{self.counts[REPEATED]} {REPEATED}"
-        elif code := pandas_of_words(self._pandas, self.names, self.words):
+        elif code := pandas_of_words(self._pandas, self.names, set(self.words)):
             hint = code
         return UserError(f"{self.path}:{row} column {name!r}: {problem} ({found}) - {hint}")
-
-
-def is_blank(text: str) -> bool:
-    """Whether there is nothing to see: white space, control and format characters alone."""
-    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
-
-
-def as_share(cell: str) -> float:
-    """A number from 0 to 1, or one of the words of TRUTH; else nan."""
-    x = TRUTH.get(cell, np.nan)
-    with contextlib.suppress(ValueError):
-        if cell.isascii() and "_" not in cell:  # float() takes 0_1 and other scripts' digits
-            x = float(cell)
-    return x if 0 <= x <= 1 else np.nan
 
 
 def check_texts(texts) -> list[str]:

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 
 from config import Config
-from support.inputcsv import is_blank
+from support.oddrows import is_blank
 from support.process import UserError, warn
 
 FEW = 500  # held-out rows, below which the best of several epochs is luck

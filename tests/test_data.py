@@ -22,7 +22,8 @@ from data import (
     text_hashes,
 )
 from model import token_batches
-from support.inputcsv import InputCSV, is_blank
+from support.inputcsv import InputCSV
+from support.oddrows import is_blank
 from support.process import UserError
 from support.splits import normalise
 

@@ -29,7 +29,7 @@ import predict
 import train
 from support import encoders
 from support.cli import flag
-from support.inputcsv import TRUTH
+from support.oddrows import TRUTH
 from support.run import open_run
 
 

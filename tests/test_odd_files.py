@@ -570,6 +570,7 @@ def test_other_columns_are_no_column_of_label_names(header, cells, bert, capsys)
 
 
 WORDS_OF_LABELS = [("x", ""), ("X ", "  "), ("yes", "No"), ("1", ""), ("Ja", "nein"), ("✓", "-")]
+WORDS_OF_LABELS += [("WAHR", "FALSCH")]
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
@@ -580,13 +581,14 @@ def test_labels_in_words_come_with_the_pandas_that_mends_them(yes, no, separator
     marked = [[*r[:2], *(yes if cell == "1" else no for cell in r[2:])] for r in rows]
     with open("x.csv", "w", newline="") as f:
         csv.writer(f, delimiter=separator).writerows([["id", "text", *LABELS], *marked])
+        csv.writer(f, delimiter=separator).writerow([""] * 7)  # Excel's empty rows
     argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--fold", "0", "--out", "a"]
     assert train.main([*argv, "--train", "x.csv"]) == 2 and not Path("a").exists()
     line = error(capsys)
     assert "must be 0 or 1" in line
     exec(line.split("make 0 and 1 of them: ")[1])
-    assert read("new.csv") == [["id", "text", *LABELS], *rows]
-    assert train.main([*argv, "--train", "new.csv"]) == 0
+    assert read("labelled.csv") == [["id", "text", *LABELS], *rows]
+    assert train.main([*argv, "--train", "labelled.csv"]) == 0
 
 
 @pytest.mark.parametrize("cells", [["x", "y"], ["1", "", "0"], ["maybe", "yes"], ["-1", "1"], [""]])
@@ -598,7 +600,39 @@ def test_labels_in_unclear_words_come_without_pandas(cells, bert, capsys):
     assert error(capsys).endswith("write 0 or 1 in each cell")
 
 
+def test_a_slip_among_words_is_what_is_named(bert, capsys):
+    rows = [[*r[:2], *("x" if cell == "1" else "" for cell in r[2:])] for r in make_rows(40)]
+    rows[20][4] = "x?"
+    write_csv(Path("x.csv"), rows)
+    assert train.main(["--model", str(bert), "--train", "x.csv", "--out", "a"]) == 2
+    assert "x.csv:22 column 'joy': must be 0 or 1 ('x?'" in error(capsys)
+
+
+@pytest.mark.parametrize("labels", [["toxic,insult"], ["Toxic", "insult"], []])
+def test_labels_that_are_not_there_are_named_before_the_text(labels, bert, capsys):
+    """The text may be found once they are."""
+    rows = [[r[1], *r[2:4]] for r in make_rows(40)]
+    write_csv(Path("x.csv"), rows, ["Kommentar", "toxic", "insult"])
+    argv = ["--model", str(bert), "--train", "x.csv", "--out", "a"]
+    assert train.main([*argv, *(["--labels", *labels] if labels else [])]) == 2
+    line = error(capsys)
+    assert "x.csv:1: no label column" in line and "no text column" not in line
+    assert ("separated by spaces: --labels toxic insult" in line) == (len(labels) == 1)
+
+
 # Files as spreadsheets write them
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_a_column_of_texts_alone(sign, finished, capsys):
+    """No separator is in its header; texts with commas stand there without quotes."""
+    other = ";" if sign != ";" else ","
+    texts = ["so happy", f"sad{other} but fine", "" if sign == "," else "a"]
+    Path("x.csv").write_text("\n".join(["Kommentar", *texts]) + "\n")
+    assert predict.main(["--run", str(finished), "--input", "x.csv"]) == 0
+    assert [row[:2] for row in read("submission.csv")[1:]] == [
+        [str(i), text] for i, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize("sign, name", [(";", "semicolons"), ("\t", "tabs")])
