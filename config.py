@@ -123,7 +123,9 @@ class Config:
 class PredictConfig:
     """Average the folds of a finished run over new texts."""
 
-    run: str | None = arg(None, "run folder (default: the run in runs/ that finished last)")
+    run: list[str] | None = arg(
+        None, "run folder, or several to average (default: the run in runs/ that finished last)"
+    )
     input: str = arg(str(HERE / "examples/test.csv"), "CSV with the texts (.csv or .csv.gz)")
     output: str = arg(
         "submission.csv", "CSV to write: id, a 0/1 column per label (or .csv.gz, .tsv)"

@@ -98,11 +98,14 @@ def read_chunks(source: InputCSV, rows: int | None = None) -> Iterator[Table]:
         yield Table([], [], [], None, source.text_column)
 
 
-def read_table(path: str, config: Config) -> Table:
-    """A whole training CSV. UserError for the first thing that is wrong with it."""
+def read_table(path: str, config: Config, text_column: str | None = None) -> Table:
+    """A whole training CSV. UserError for the first thing that is wrong with it.
+
+    `text_column`: the one to take, unless another name is all there is.
+    """
     check_file(path, "a CSV")
     with unchanged(path, code=2) as (sha256,):
-        source = InputCSV(path, config, training=True)
+        source = InputCSV(path, config, text_column=text_column, training=True)
         (table,) = read_chunks(source)
         source.check_rows()
     source.warn_of_odd_rows()
@@ -113,7 +116,7 @@ def read_data(config: Config) -> Table:
     """The rows of --train, and after them those of --valid, which alone are held out."""
     table = read_table(config.train, config)
     if config.valid:
-        valid = read_table(config.valid, replace(config, text_column=table.text_column))
+        valid = read_table(config.valid, replace(config, text_column=None), table.text_column)
         fold = np.repeat([-1, 0], [len(table), len(valid)])
         return replace(append_rows(table, valid, fold), sha256=f"{table.sha256} {valid.sha256}")
     return table

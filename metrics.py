@@ -97,16 +97,22 @@ def tune_thresholds(y: Array, p: Array, grid: Array = GRID, near: float = 0.01) 
     """float32 (C,): each label's threshold by F1; 0.5 without positives.
 
     The middle of the plateau around the best (`plateau_middle`): with few positives the best
-    itself is noise. A label whose best is the lowest of the grid has nine more below it.
+    itself is noise. A label whose best is the lowest of the grid has nine more below it; where the
+    lowest of these is the best, the label's probabilities below it are thresholds too.
     """
     grid = np.asarray(grid, dtype=np.float32)
     below = np.linspace(grid[0] / 10, grid[0], 10, dtype=np.float32)
     longer = np.union1d(below, grid)
+    y = np.asarray(y)
+    p = np.asarray(p, dtype=np.float32)
     f1 = f1_by_threshold(y, p, grid)
     f1_longer = f1_by_threshold(y, p, longer)
     th = np.full(len(f1), 0.5, dtype=np.float32)
-    for j in np.flatnonzero(np.asarray(y).any(0)):
-        if f1[j].argmax() == 0:
+    for j in np.flatnonzero(y.any(0)):
+        if f1_longer[j].argmax() == 0:
+            own = np.union1d(p[p[:, j] < longer[0], j], longer)
+            th[j] = plateau_middle(f1_by_threshold(y[:, [j]], p[:, [j]], own)[0], own, near)
+        elif f1[j].argmax() == 0:
             th[j] = plateau_middle(f1_longer[j], longer, near)
         else:
             th[j] = plateau_middle(f1[j], grid, near)

@@ -12,6 +12,7 @@ start_script(PredictConfig, __name__, unused=("joblib", "matplotlib", "scikit-le
 
 import itertools
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ import metrics
 from data import DataCollator, encode, make_inputs, read_chunks
 from model import EmotionClassifier, run_over_rows, sigmoid
 from support import report
+from support.blend import BlendedRun, find_runs
 from support.csvwriter import GrowingCSV, check_paths
 from support.encoders import inspect_encoder
 from support.files import json_sha256, unchanged
@@ -35,15 +37,19 @@ CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
 
 class Ensemble:
-    """The fold models of a finished run."""
+    """The fold models of a finished run, or of several."""
 
-    def __init__(self, run: FinishedRun, keep: bool = False):
+    def __init__(self, run: FinishedRun | BlendedRun, keep: bool = False):
         """`keep`: all models are loaded now and stay; else one at a time."""
         self.run = run
         self.config = run.config
         self.names = run.names
-        self.tokenizer = inspect_encoder(str(run.fold_dir(0))).tokenizer
         self.lock = threading.Lock()
+        self.members = []  # of several runs
+        if isinstance(run, BlendedRun):
+            self.members = [Ensemble(one, keep) for one in run.runs]
+            return
+        self.tokenizer = inspect_encoder(str(run.fold_dir(0))).tokenizer
         self.keep = keep
         self.models: dict[int, EmotionClassifier] = {}
         for k in range(run.folds if keep else 0):
@@ -51,6 +57,12 @@ class Ensemble:
 
     def __repr__(self) -> str:
         return repr(self.run)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, lock=threading.Lock())  # a lock can't be copied
 
     def model(self, k: int) -> EmotionClassifier:
         if k not in self.models:
@@ -75,8 +87,14 @@ class Ensemble:
         others. check: runs between batches. extra: see Table.
         """
         inputs = check_texts(inputs)
+        if self.members:
+            how = {"check": check, "print_folds": print_folds, "extra": extra}
+            parts = [member.predict_test(inputs, fold_numbers, **how) for member in self.members]
+            return np.mean(parts, axis=0, dtype=np.float64).astype(np.float32)
         if fold_numbers is None:
             fold_numbers = range(self.run.folds)
+        if not len(fold_numbers) or not {*fold_numbers} <= {*range(self.run.folds)}:
+            raise UserError(f"fold_numbers: give some of 0 to {self.run.folds - 1}")
         dataset = encode(self.tokenizer, inputs, self.config.max_length)
         dataset = replace(dataset, extra=extra or {})
         collate = DataCollator.of(self.tokenizer, self.config)
@@ -114,16 +132,28 @@ class Ensemble:
 
 
 def load_run(
-    run: str | Path | None = None, device: str = "auto", precision: str = "auto", keep: bool = True
+    run: str | Path | list | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    keep: bool = True,
 ) -> Ensemble:
-    """A finished run, to be asked many times: model = load_run("runs/x"); model.predict(texts)."""
-    checked(PredictConfig(run=run and str(run), device=device, precision=precision))
-    return Ensemble(FinishedRun(run, device, precision), keep)
+    """A finished run, to be asked many times: model = load_run("runs/x"); model.predict(texts).
+
+    Of a list of runs the mean: seeds, or other encoders with the same labels.
+    """
+    folders = None
+    if run is not None:
+        folders = [run] if isinstance(run, (str, Path)) else list(run)
+        folders = [os.path.expanduser(folder) for folder in folders]
+        if not folders or "" in folders:
+            raise UserError("run: names no folder - give one, or None for the newest")
+    checked(PredictConfig(run=folders, device=device, precision=precision))
+    return Ensemble(find_runs(folders, device, precision), keep)
 
 
 def predict_emotions(
     texts: list[str],
-    run: str | Path | None = None,
+    run: str | Path | list | None = None,
     thresholds=None,
     device: str = "auto",
     precision: str = "auto",
@@ -154,10 +184,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def predict_file(config: PredictConfig, signals: Signals) -> int:
     """Read twice: once to check everything and count, once to predict, chunk by chunk."""
-    run = FinishedRun(config.run, config.device, config.precision)
-    paths = check_paths(config, run.config)
-    th = read_thresholds(config.thresholds, run)
-    with unchanged(config.input, run.path / "DONE.json") as checksums:
+    run = find_runs(config.run, config.device, config.precision)
+    runs = getattr(run, "runs", [run])
+    paths = check_paths(config, [one.config for one in runs])
+    th = run.th if config.thresholds is None else read_thresholds(config.thresholds, run)
+    platt = run.platt if config.calibrate else None
+    with unchanged(config.input, *(one.path / "DONE.json" for one in runs)) as checksums:
         source = InputCSV(config.input, run.config, text_column=config.text_column)
         rows = count_rows(source, run.seen)
         with_text = "id" not in source.header if config.with_text is None else config.with_text
@@ -190,7 +222,7 @@ def predict_file(config: PredictConfig, signals: Signals) -> int:
                 counts += metrics.confusion(table.y[known], detected[known])
                 exact += int((table.y[known] == detected[known]).all(1).sum())
             if config.calibrate:
-                p = metrics.calibrated(p, *run.platt)
+                p = metrics.calibrated(p, *platt)
             texts = table.texts if with_text else None
             out.append(table.ids, texts, [counts.tolist(), exact], detected, p)
     out.finish()

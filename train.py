@@ -365,6 +365,7 @@ def summarise(config: Config, table: Table, run: Run) -> None:
         report.write_likely_errors(folder, table, oof, summary.pred, names)
         report.draw_report(folder / "report.png", log, oof, summary, names, heading)
     print(report.closing_table(summary.values))
+    report.warn_of_undetected(summary.values["per_label"])
     command = f"python predict.py --run {shlex.quote(str(run.path))}"
     if config.train != Config().train:  # for the bundled sample predict.py has an input
         command += " --input new.csv"

@@ -66,9 +66,20 @@ def checked(config):
     return config
 
 
+PATHS = ("train", "valid", "model", "out", "run", "input", "output", "probabilities", "thresholds")
+PATHS += ("teacher", "texts", "test", "single")  # of tools/distil.py
+
+
 def with_plain_names(config):
-    """The same settings, names of columns written as `CsvFile` reads them from a header."""
+    """The same settings; names of columns written as `CsvFile` reads them from a header, and ~ as
+    the home folder, which shells leave in `--out=~/x`."""
     changed = {}
+    for name in PATHS:
+        value = getattr(config, name, None)
+        if isinstance(value, str):
+            changed[name] = os.path.expanduser(value)
+        elif value:  # several runs
+            changed[name] = list(map(os.path.expanduser, value))
     for name in ("labels", "text_column", "fold_column", "group_column"):
         value = getattr(config, name, None)
         if isinstance(value, str):

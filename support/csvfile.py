@@ -8,6 +8,7 @@ import contextlib
 import csv
 import difflib
 import gzip
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,16 @@ def check_file(path: str | Path, use: str) -> Path:
         raise UserError(f"{path}: {e.strerror} - {use} must be a readable file") from None
     hint = f" - did you mean {', '.join(similar)}?" if similar else f" ({use})"
     raise UserError(f"{path}: no such file{hint}")
+
+
+def nearby(path: str, folder: str | Path) -> str:
+    """`path` as it is; where it is relative and isn't there, below the first parent of `folder`
+    that has it: a run was trained there."""
+    if not os.path.exists(path) and not os.path.isabs(path):
+        for parent in Path(os.path.abspath(folder)).parents:
+            if (parent / path).is_file():
+                return str(parent / path)
+    return path
 
 
 # What files begin with that are no CSV: what they are, and what makes a CSV of them.

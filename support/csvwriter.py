@@ -23,16 +23,16 @@ ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 ROWS_SHOWN = 5  # of a submission, when it is written
 
 
-def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
+def check_paths(config: PredictConfig, trained: list[Config]) -> list[Path]:
     """The files to write: submission and, if asked for, probabilities. UserError if unusable, or
     without an input.
 
-    `trained`: the settings of the run; the files it was trained on and judged by are kept.
+    `trained`: the settings of the runs; the files they were trained on and judged by are kept.
     """
     check_file(config.input, "--input")
     paths = [Path(os.path.realpath(p)) for p in (config.output, config.probabilities) if p]
-    run = Path(os.path.realpath(config.run or "runs"))
-    training_files = [os.path.realpath(p) for p in (trained.train, trained.valid) if p]
+    runs = {Path(os.path.realpath(run)) for run in config.run or ["runs"]}
+    training_files = [os.path.realpath(p) for c in trained for p in (c.train, c.valid) if p]
     inputs = [p for p in (config.input, config.thresholds) if p and os.path.exists(p)]
     for path in paths:
         if os.path.lexists(path):
@@ -41,7 +41,7 @@ def check_paths(config: PredictConfig, trained: Config) -> list[Path]:
         if is_input or paths.count(path) > 1:
             files = "input, --thresholds, --output and --probabilities"
             raise UserError(f"{path}: {files} must be different files")
-        if path.name in ("oof.csv", "errors.csv") and run in path.parents:
+        if path.name in ("oof.csv", "errors.csv") and runs & {*path.parents}:
             raise UserError(f"{path}: lies in the run - name a new .csv elsewhere")
         if str(path) in training_files:
             raise UserError(f"{path}: is what the run was trained on")

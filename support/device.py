@@ -45,12 +45,31 @@ def free_memory() -> float:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):
                 free = [1024 * int(line.split()[1])]
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        folder = Path(f"/sys/fs/cgroup{group}")
-        limit = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.stat").read_text().split()[1])
-        free.append(limit - used)
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            free += free_in_groups(*line.split(":", 2)[1:])
     return min(free)
+
+
+def free_in_groups(controllers: str, group: str) -> list[float]:
+    """Bytes below the limit of a control group and of each of its parents, where they have one.
+
+    Version 1 names its controllers, version 2 has none to name.
+    """
+    if controllers and "memory" not in controllers.split(","):
+        return []
+    root = Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup")
+    limit_file = "memory.limit_in_bytes" if controllers else "memory.max"
+    free = []
+    for path in (Path(group), *Path(group).parents):
+        folder = root / str(path).lstrip("/")
+        with contextlib.suppress(OSError, ValueError):  # "max", or none of its own
+            limit = int((folder / limit_file).read_text())
+            if controllers:
+                used = int((folder / "memory.usage_in_bytes").read_text())
+            else:
+                used = int((folder / "memory.stat").read_text().split()[1])
+            free.append(limit - used)
+    return free
 
 
 ONE_AT_A_TIME = threading.Lock()  # torch's number of threads is one for all

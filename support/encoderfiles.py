@@ -1,5 +1,6 @@
 """The files of an encoder's folder: what is missing or damaged, and what to do."""
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,9 @@ def folder_problem(folder: str) -> str | None:
     if "adapter_config.json" in files:
         hint = "merge it first: PeftModel's merge_and_unload(), then save_pretrained"
         return f"the folder holds an adapter (adapter_config.json) - {hint}"
+    for name in files:  # safetensors says of these that they don't exist
+        if not os.access(os.path.join(folder, name), os.R_OK):
+            return f"{name}: Permission denied - its owner makes it readable: chmod a+r {name}"
     if "config.json" not in files:
         return "the folder holds no config.json - give one that save_pretrained wrote"
     weights = list(filter(WEIGHTS.search, files))
@@ -89,3 +93,38 @@ def wrapper_prefix(missing: list[str], unexpected: list[str]) -> str | None:
         prefix = key.removesuffix(missing[0])
         if prefix not in (key, "") and {prefix + name for name in missing} <= others:
             return prefix
+
+
+def hub_problem(name: str, error: BaseException, offline: bool) -> str:
+    """Why a model did not come from the Hub, by the errors behind `error`, and what to do."""
+    causes = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    kinds = {type(cause).__name__ for cause in causes}
+    codes = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
+    for cause in causes:
+        if "SSL" in type(cause).__name__ or "SSL" in str(cause):
+            hint = "behind a proxy that reads along, point SSL_CERT_FILE at its certificate"
+            return f"no secure connection to the Hub ({cause!s:.80}) - {hint}"
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            place = cause.filename or "the cache"
+            return f"{cause.strerror}: {place} - name a folder to write to: HF_HOME=/path"
+    if "GatedRepoError" in kinds or 403 in codes:
+        hint = "accept its terms on its page at huggingface.co, and log in: hf auth login"
+        return f"the Hub gives it only to those who accepted its terms - {hint}"
+    if 407 in codes:
+        return "the proxy asks for a login (407) - HTTPS_PROXY=http://user:password@host:port"
+    if 429 in codes:
+        return "the Hub had too many requests from here (429) - wait some minutes, or hf auth login"
+    if any(code and code >= 500 for code in codes):
+        return f"the Hub has trouble of its own ({max(filter(None, codes))}) - try again later"
+    place = (
+        "in the Hub cache, and HF_HUB_OFFLINE is set" if offline else "on the Hub or in its cache"
+    )
+    private = "; if it is private, log in: hf auth login" if 401 in codes else ""
+    return (
+        f"not {place} - check the name{private}; download it where there is a network (hf download"
+        f" {name}); give a local folder; or leave --model out for the bundled encoder"
+    )

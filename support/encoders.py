@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -20,9 +21,9 @@ from transformers.utils import logging
 
 from config import BUNDLED
 from data import EmotionDataset
-from support.encoderfiles import folder_problem, loading_problem, wrapper_prefix
+from support.encoderfiles import folder_problem, hub_problem, loading_problem, wrapper_prefix
 from support.process import UserError, warn
-from support.files import file_sha256, read_npy, writing
+from support.files import file_sha256, json_sha256, read_npy, writing
 
 # of the file that sentence-transformers/all-MiniLM-L6-v2 publishes
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -82,13 +83,7 @@ def plain_errors(name: str):
         if "custom code" in str(e):
             problem = "it needs program code of its own, which is never run - choose another"
         elif isinstance(e, OSError) and not (os.path.isdir(name) or "JSON" in str(e)):
-            place = "on the Hub or in its cache"
-            if constants.HF_HUB_OFFLINE:
-                place = "in the Hub cache, and HF_HUB_OFFLINE is set"
-            problem = (
-                f"not {place} - check the name; download it where there is a network (hf download"
-                f" {name}); give a local folder; or leave --model out for the bundled encoder"
-            )
+            problem = hub_problem(name, e, constants.HF_HUB_OFFLINE)
         else:
             problem = loading_problem(name, e)
         raise unfit(name, problem) from e
@@ -108,6 +103,23 @@ class EncoderInfo:
     layers: int
     max_positions: int | None  # tokens of the longest text; None: no limit
     seen: np.ndarray  # uint64: hashes of the texts it has learned as a fold of an earlier run
+
+    @property
+    def config_sha256(self) -> str:
+        """Of what config.json says of the encoder, wherever it lies."""
+        settings = self.config.to_dict()
+        for name in ("_name_or_path", "transformers_version", "_commit_hash"):
+            settings.pop(name, None)
+        return json_sha256(settings)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Of what turns a text into tokens; not of the length to which it cuts or pads them now."""
+        tokenizer = self.tokenizer
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts |= {"truncation": None, "padding": None}
+        sides = [tokenizer.truncation_side, tokenizer.padding_side, tokenizer.pad_token_id]
+        return json_sha256([parts, sides])
 
 
 def inspect_encoder(name: str, as_saved: bool = False) -> EncoderInfo:

@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, their checksums, and locks between processes."""
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -13,14 +15,45 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from support.process import UserError
+from support.process import UserError, warn
 
 _umask = os.umask(0)
 os.umask(_umask)
 
 
+# What some file systems (Lustre, CIFS, exFAT, FUSE) say of what they can't do
+UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY)
+
+
 @contextlib.contextmanager
-def writing(path: Path, hint: str = "make room, and run the same command", code: int = 1):
+def where_possible(what: str, hint: str, others: tuple[int, ...] = ()) -> Iterator[None]:
+    """A block that the file system may refuse: a warning then says, once, what is not safe there.
+
+    `others`: numbers of errors that mean the same here.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in UNSUPPORTED + others:
+            raise
+        warn_once(f"{what} ({e.strerror}) - {hint}")
+
+
+warn_once = functools.cache(warn)
+
+
+def hint_for(e: BaseException) -> str:
+    """What helps against a file error."""
+    number = getattr(e, "errno", None)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a folder that you may write to, with --out or --output"
+    if number in (*UNSUPPORTED, errno.ENODEV):
+        return "the file system can't do this: choose a folder on another one"
+    return "make room, and run the same command"
+
+
+@contextlib.contextmanager
+def writing(path: Path, hint: str = "", code: int = 1):
     """What goes wrong in writing `path`, in one line. A bug in the block is none of that."""
     try:
         yield
@@ -28,7 +61,7 @@ def writing(path: Path, hint: str = "make room, and run the same command", code:
         if not is_file_error(e):
             raise
         reason = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
-        raise UserError(f"{path}: can't be written ({reason}) - {hint}", code) from e
+        raise UserError(f"{path}: can't be written ({reason}) - {hint or hint_for(e)}", code) from e
 
 
 def is_file_error(e: BaseException) -> bool:
@@ -41,12 +74,15 @@ def is_file_error(e: BaseException) -> bool:
 
 def commit(temporary: Path, path: Path) -> None:
     """Give a finished file its name: contents on disk, mode by the umask, renamed, name on disk."""
-    os.chmod(temporary, 0o666 & ~_umask)  # safetensors writes 0600
+    with where_possible("modes of files can't be set here", "others may read them", (errno.EPERM,)):
+        os.chmod(temporary, 0o666 & ~_umask)  # safetensors writes 0600
     with open(temporary, "rb") as f:
         os.fsync(f.fileno())
     os.replace(temporary, path)
     place = os.open(path.parent, os.O_RDONLY)
-    os.fsync(place)
+    hint = "after a power failure the newest files may be missing; a kill loses nothing"
+    with where_possible("names of files can't be synced here", hint, (errno.EBADF, errno.EACCES)):
+        os.fsync(place)
     os.close(place)
 
 
@@ -83,6 +119,10 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             free = False
+        except OSError as e:
+            hint = "start one command at a time on a folder"
+            with where_possible("there are no file locks here", hint):
+                raise e
     with f:  # closing the file frees it
         yield free
 

@@ -16,7 +16,7 @@ import torch
 from config import HERE, Config
 from data import OutOfFold, Table, read_chunks, read_data, split
 from support.cli import checked
-from support.csvfile import CsvFile, check_file
+from support.csvfile import CsvFile, check_file, nearby
 from support.device import free_memory, resolve_device
 from support.files import damage, file_sha256, read_json, read_npy
 from support.inputcsv import InputCSV
@@ -196,7 +196,8 @@ def check_origin(path: Path, th: np.ndarray, run: Run) -> None:
     theirs = origin.get("labels", names)
     if theirs != names:
         raise UserError(f"{path}: its labels are {theirs}, the run's are {names} - use its own")
-    copy = not origin and np.array_equal(th, read_npy(run.path / "th.npy", "f", "thresholds"))
+    own = run.path / "th.npy"  # of several runs averaged there is none
+    copy = not origin and own.is_file() and np.array_equal(th, read_npy(own, "f", "thresholds"))
     if not copy and origin.get("run") != run.key:
         warn(f"{path}: chosen for another run, or no {beside.name} says whose thresholds they are")
 
@@ -225,8 +226,12 @@ def read_training(run: Run, moved: list[str]) -> Table:
     `moved`: where --train and --valid lie now, or [].
     """
     config = read_settings(run)
-    train = moved[0] if moved else config.train
-    valid = moved[1] if len(moved) > 1 else config.valid
+    train = moved[0] if moved else nearby(config.train, run.path)
+    valid = moved[1] if len(moved) > 1 else config.valid and nearby(config.valid, run.path)
+    for path in filter(None, (train, valid)):
+        if not moved and not os.path.exists(path):
+            hint = "give its path of today with --train (and the one of --valid after it)"
+            raise UserError(f"{path}: no such file - {hint}")
     table = read_data(dataclasses.replace(config, train=train, valid=valid))
     if table.sha256 != data_sha256(run):
         files = " ".join(filter(None, (train, valid)))

@@ -23,7 +23,7 @@ from support.hints import (
     similar,
     split_at_commas,
 )
-from support.oddrows import TRUTH, as_share, is_blank
+from support.oddrows import TRUTH, as_share, is_blank, rows_inside
 from support.process import UserError, warn
 
 BLANK = "blank line(s) skipped (also rows of empty cells)"
@@ -45,8 +45,9 @@ class InputCSV(CsvFile):
         """UserError where a column is missing or used twice.
 
         `config`: the settings of the run, or with `training` those of the command. `names`: the
-        labels, where they are not the run's; () for texts alone. `text_column`: as the user asked.
-        With `training` every label column must be there, and -1 is no label.
+        labels, where they are not the run's; () for texts alone. `text_column`: as the user asked;
+        of --valid the one of --train. With `training` every label column must be there, and -1 is
+        no label.
         """
         super().__init__(path, config.labels if names is None else names)
         self.training = training
@@ -56,7 +57,7 @@ class InputCSV(CsvFile):
         self.labels_named = config.labels is not EMOTIONS  # by a flag
         if training:
             self.named = [name for name in (config.fold_column, config.group_column) if name]
-            self.text_column = self.ensure_text_column(config.text_column, None)
+            self.text_column = self.ensure_text_column(config.text_column, text_column)
         else:
             self.text_column = self.ensure_text_column(text_column, config.text_column)
         if self.names:
@@ -69,7 +70,7 @@ class InputCSV(CsvFile):
         self.wrong_cells = 0  # label cells that are not 0/1
         self.first_wrong: list[tuple] = []  # row, label and value of the first of them
         self.words: dict[str, tuple] = {}  # that label cells hold, up to 20: the place of the first
-        known = ("id", *self.names, *self.named)
+        known = ("", "id", *self.names, *self.named)
         # Columns that hold 0 and 1 alone, as far as they are read, and may be forgotten labels
         self.zero_one_columns = [c for c in self.header if training and c not in known]
         self.swallowed: dict[str, int] = {}  # row -> rows inside its text
@@ -241,7 +242,7 @@ class InputCSV(CsvFile):
         """
         import pandas as pd
 
-        used = ("id", self.text_column, *self.names, "labels", "input_ids", "attention_mask")
+        used = ("", "id", self.text_column, *self.names, "labels", "input_ids", "attention_mask")
         numbers = {}
         for name in [name for name in self.header if name not in used]:
             values = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float32)
@@ -262,9 +263,9 @@ class InputCSV(CsvFile):
         if "id" in self.header:
             ids = frame["id"].tolist()
             self.id_hashes.append(np.array([hash(i) for i in ids], np.int64))
-        for row, id_, text in zip(frame.index, ids, texts, strict=True):
-            if "\n" in text and (n := self._count_records(text, id_)):
-                self.swallowed[str(row)] = n
+        for i, text in enumerate(texts):
+            if "\n" in text and (n := rows_inside(text, frame.iloc[i].to_dict(), self)):
+                self.swallowed[str(frame.index[i])] = n
         for column in list(self.zero_one_columns):
             cells = {cell.strip().lower() for cell in set(frame[column])}
             if not cells <= set(TRUTH):
@@ -280,20 +281,6 @@ class InputCSV(CsvFile):
         first = column_names(frame.iloc[:, 0].tolist())
         places = [i for i, cell in enumerate(first) if cell == self.header[0]]
         return sum(column_names(frame.iloc[i].tolist()) == self.header for i in places)
-
-    def _count_records(self, text: str, id_: str) -> int:
-        """How many lines of a text look like rows of the file: with 0/1 in all places of the
-        labels, or with an id that continues the row's own."""
-        places = [self.header.index(name) for name in self.names if name in self.header]
-        found = 0
-        for n, line in enumerate(text.splitlines()[1:], 1):
-            cells = line.split(self.separator)
-            complete = len(cells) == len(self.header)
-            alike = complete and places and all(cells[j] in TRUTH for j in places)
-            number = cells[self.header.index("id")] if "id" in self.header[: len(cells)] else ""
-            continues = id_.isdecimal() and number == str(int(id_) + n)
-            found += bool(alike) or continues
-        return found
 
     # What was found
 
@@ -335,6 +322,9 @@ class InputCSV(CsvFile):
         if self.labels_named:
             print(f"no labels, though they hold 0 and 1 alone: {columns}")
             return
+        if "fold" in self.zero_one_columns:
+            hint = "name it with --fold-column fold, or rename it; no label can be called so"
+            raise UserError(f"{self.path}:1: 'fold' could be the folds of the rows - {hint}")
         choices = [*self.names, *self.zero_one_columns], self.names
         commands = " or ".join(f"--labels {shlex.join(names)}" for names in choices)
         raise UserError(f"{self.path}:1: {columns} could be labels too - say which: {commands}")
@@ -371,8 +361,9 @@ def check_texts(texts) -> list[str]:
     """
     if isinstance(texts, str):
         texts = [texts]
-    if type(texts).__name__ == "Series":
-        texts = texts.tolist()
+    for name in ("to_list", "tolist"):  # a Series of pandas or polars, an array
+        if hasattr(texts, name):
+            texts = getattr(texts, name)()
     if not isinstance(texts, (list, tuple)):
         hint = "give a list of str, or one column, such as df['text']"
         raise UserError(f"texts: is a {type(texts).__name__} - {hint}")
@@ -380,4 +371,11 @@ def check_texts(texts) -> list[str]:
         if not isinstance(text, str):
             problem = f"is {text!r:.40}, a {type(text).__name__}"
             raise UserError(f"texts[{i}]: {problem} - give a str, '' for a blank text")
-    return list(texts)
+    return [with_whole_characters(text) for text in texts]
+
+
+def with_whole_characters(text: str) -> str:
+    """Halves of characters, as JSON's \\ud83d leaves them, joined; one alone becomes U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -46,7 +46,9 @@ class Command:
         """Of a `main(argv)` in the file `program`."""
         if argv is not None:
             return cls(program, argv, typed=False)
-        return cls(sys.argv[0], sys.argv[1:], typed=not in_notebook())
+        if sys.argv[0] != "-c":  # else code that calls it
+            program = sys.argv[0]
+        return cls(program, sys.argv[1:], typed=not in_notebook())
 
     @property
     def text(self) -> str:

@@ -1,11 +1,57 @@
 """Cells and texts of a CSV: what they mean, and what is odd in them."""
 
 import contextlib
+import re
 import unicodedata
 
 import numpy as np
 
 TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+
+
+def rows_inside(text: str, row: dict[str, str], source) -> int:
+    """How many lines of a text look like rows of the file, by the shape of the row around them:
+    its labels, or its id, or where it has neither all other cells.
+
+    A quote that opens in one row and closes in a later one makes such a text. `row`: all cells, by
+    name; `source`: the InputCSV.
+    """
+    names = [*row]
+    labels = [name for name in names if name in source.names]
+    others = [name for name in names if name != source.text_column and row[name].strip()]
+    found = 0
+    for n, line in enumerate(text.splitlines()[1:], 1):
+        parts = line.split(source.separator)
+        cells = dict(zip(names, parts))  # noqa: B905  a line may be cut
+        complete = len(parts) == len(names)
+        labelled = complete and labels and all(is_label(cells[name]) for name in labels)
+        if labelled or "id" in row and continues(row["id"], cells.get("id", ""), n):
+            found += 1
+        elif complete and "id" in row:
+            found += shape(cells["id"]) == shape(row["id"]) != ""
+        elif complete and others:
+            found += all(shape(cells[name]) == shape(row[name]) for name in others)
+    return found
+
+
+def is_label(cell: str) -> bool:
+    """Whether it may stand in a label column: 0, 1, a share, or -1 for unknown."""
+    cell = cell.strip().lower()
+    return cell == "-1" or not np.isnan(as_share(cell))
+
+
+def continues(id_: str, other: str, rows: int) -> bool:
+    """Whether an id is the number that comes so many rows later; leading zeros may stand there."""
+    return id_.isdecimal() and other.isdecimal() and int(other) == int(id_) + rows
+
+
+def shape(cell: str) -> str:
+    """What cells of one column have in common, such as two ids; '' where that says too little."""
+    if re.fullmatch(r"[0-9a-f-]{8,}|[0-9A-F-]{8,}", cell):  # a long number, a hash
+        return f"code {round(len(cell), -1) if cell.isdecimal() else len(cell)}"
+    if cell.isdecimal():  # as short as the numbers of a list in a text
+        return ""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", cell))
 
 
 def is_blank(text: str) -> bool:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -64,9 +65,7 @@ def exit_codes(main):
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         debug = "--debug" in (sys.argv[1:] if argv is None else argv)
-        for stream in (sys.stdout, sys.stderr):  # an emoji must not end a run on an ASCII terminal
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+        prepare_streams()
         before = dict(os.environ)
         # Nothing forks after a tokenizer was used, so that its threads are safe.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -97,6 +96,19 @@ def exit_codes(main):
         return code
 
     return wrapped
+
+
+def prepare_streams() -> None:
+    """Standard output and error as libraries expect them, whatever stands there."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif not hasattr(stream, "isatty"):  # an object that copies what is printed
+            with contextlib.suppress(AttributeError):  # one that takes no attribute
+                stream.isatty = lambda: False
+        elif hasattr(stream, "reconfigure"):  # an emoji must not end a run on an ASCII terminal
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _ending(e: BaseException) -> tuple[str, int | None]:
@@ -131,9 +143,14 @@ def _for_notebook(e: BaseException, line: str, code: int) -> BaseException:
     return UserError(line.removeprefix("error: "), code)
 
 
-class Signals:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or with `hold` at the next `check()`.
+# Ctrl-C; and what batch systems send before they kill, by `#SBATCH --signal=USR1@120` too
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
+
+class Signals:
+    """Signals that stop raise Interrupted: at once, or with `hold` at the next `check()`.
+
+    Only the main thread can react to them: in another one nothing is changed.
     A second signal ends the process at once; no file can be half-written by it.
     """
 
@@ -143,7 +160,9 @@ class Signals:
         self.old = {}  # the handlers before
 
     def __enter__(self) -> "Signals":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in (getattr(signal, name) for name in STOPPING):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's stay ignored
                 self.old[number] = signal.signal(number, self._handle)
         return self

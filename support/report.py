@@ -108,6 +108,15 @@ def epoch_line(row: dict, epochs: int) -> str:
     return f"{head} | {losses} | {scores} | lr {row['lr']:.1e} | {row['rows_per_s']:.0f} rows/s"
 
 
+def warn_of_undetected(by_label: dict[str, dict]) -> None:
+    """`by_label`: see `metrics.per_label`, of cross-fitted verdicts."""
+    for name, row in by_label.items():
+        if row["support"] and not row["tp"] + row["fp"]:
+            threshold = f"its threshold is {row['threshold']:.3g}"
+            hint = "see --thresholds, --pos-weight, or add rows that have it"
+            warn(f"label {name} is detected in no held-out row; {threshold} - {hint}")
+
+
 def label_table(by_label: dict[str, dict]) -> str:
     """`metrics.per_label` as text, one line a label."""
     width = max(5, *map(len, by_label))
@@ -235,6 +244,20 @@ def write_likely_errors(
 
 
 def draw_report(
+    path: Path, log: list[dict], oof: OutOfFold, summary: Summary, names: list[str], heading: str
+) -> None:
+    """report.png, or a warning: the scores of a whole training must not be lost to a picture."""
+    try:
+        draw_figure(path, log, oof, summary, names, heading)
+    except OSError:  # a full disk
+        raise
+    except Exception as e:
+        path.unlink(missing_ok=True)
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        warn(f"{path.name} can't be drawn ({reason}) - see your matplotlibrc; all else is there")
+
+
+def draw_figure(
     path: Path, log: list[dict], oof: OutOfFold, summary: Summary, names: list[str], heading: str
 ) -> None:
     """Five panels: losses, macro-F1, precision-recall, reliability, F1 per label."""

@@ -129,6 +129,8 @@ def run_identity(
     identity["versions.python"] = platform.python_version()
     identity["threads"] = torch.get_num_threads()
     identity["encoder_sha256"] = weights_sha256
+    identity["encoder_config_sha256"] = encoder_info.config_sha256
+    identity["tokenizer_sha256"] = encoder_info.tokenizer_sha256
     identity["world_size"] = world_size
     identity |= table.identity
     known_texts = int(np.isin(table.hashes, encoder_info.seen).sum())
@@ -189,6 +191,8 @@ def open_run(path: Path, config: Config, identity: dict, command: str, restart: 
             run = Run(path)
             if changed := differences(run.identity, identity):
                 hint = "choose another --out, or --restart"
+                if [line.split(":")[0] for line in changed] == ["settings.precision"]:  # by auto
+                    hint = f"resume with --precision {run.identity['settings.precision']}"
                 raise UserError(f"{path}: holds another run ({'; '.join(changed)}) - {hint}")
             if damage(path, run.key):  # unfinished: else DONE.json has its checksum
                 write_json(path / "config.json", config.identity | config.files)

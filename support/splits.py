@@ -18,9 +18,22 @@ from support.process import UserError, warn
 FEW = 500  # held-out rows, below which the best of several epochs is luck
 
 
+# What nobody sees: control characters, and Unicode's Default_Ignorable_Code_Point (UAX 44)
+UNSEEN = re.compile(
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff]"
+)
+
+
 def normalise(text: str) -> str:
-    """What makes two texts the same: Unicode NFKC, case and white space apart."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """What makes two texts the same: NFKC; case, white space and unseen characters apart."""
+    return " ".join(UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def group_name(cell: str) -> str:
+    """What makes two groups the same. Where some are missing, pandas writes the number 1 as 1.0."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", normalise(cell))
 
 
 def text_hashes(texts: list[str]) -> np.ndarray:
@@ -59,7 +72,7 @@ def read_split(named, config: Config, path: str) -> dict:
     """`group` and `fold` of a Table, from `named`, the DataFrame of the columns that flags name."""
     found = {}
     if config.group_column:
-        found["group"] = named[config.group_column].str.strip().to_numpy(object)
+        found["group"] = named[config.group_column].map(group_name).to_numpy(object)
     if config.fold_column:
         found["fold"] = read_folds(named[config.fold_column], path, config.folds)
     return found
@@ -131,12 +144,14 @@ def warn_of_large_groups(table, folds: int) -> None:
     """Warn of rows that belong together and are more than a fold, and of the text that joins most
     groups of them."""
     _, joined, size = np.unique(table.groups, return_inverse=True, return_counts=True)
-    if table.group is None or size.max() <= len(table) / folds:
+    if size.max() <= len(table) / folds:
         return
     largest = np.flatnonzero(joined == size.argmax())
-    names = sorted({" ".join(table.group[i].split())[:40] for i in largest} - {""})
-    reason = ", ".join(names[:3]) or "one text"
-    pairs = {(normalise(table.texts[i]), table.group[i]) for i in largest if table.group[i]}
+    group = np.full(len(table), "") if table.group is None else table.group
+    names = sorted({group[i][:40] for i in largest} - {""})
+    text = " ".join(table.texts[largest[0]].split())[:40]
+    reason = ", ".join(names[:3]) or f"copies of the text {text!r}"
+    pairs = {(normalise(table.texts[i]), group[i]) for i in largest if group[i]}
     groups_of_text = Counter(text for text, _ in sorted(pairs) if not is_blank(text))
     for text, groups in groups_of_text.most_common(1):
         reason += f"; the text {text[:40]!r} joins {groups} groups" if groups > 1 else ""

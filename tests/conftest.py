@@ -8,6 +8,7 @@ test_config.py          flags, their ranges, --config, --help
 test_data.py            reading CSV, doubled texts, folds, tokens, batches
 test_bad_inputs.py      files, flags and folders that are wrong or odd: one table
 test_odd_files.py       what would give a wrong answer without a word
+test_surprises.py       what nobody foresaw: machines, file systems, the Hub, callers; averaged runs
 test_mutations.py       random damage to files and flags
 test_splits.py          your own folds, groups, validation file, soft labels; a run kept loaded
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from cases.models import ARCHITECTURES
@@ -28,6 +29,7 @@ from data import DataCollator, encode
 from model import EmotionClassifier, run_over_rows
 from support.encoders import inspect_encoder, load_encoder
 from support.finished import FinishedRun
+from support.process import UserError
 from support.versions import numbers
 from tools import export
 from tools.parts import int8
@@ -161,6 +163,16 @@ def test_odd_rows(exported, finished, tmp_path):
     assert a == b and head[:2] == ["id", "text"] and [row[0] for row in cells] == list("012345")
 
 
+@pytest.mark.parametrize(
+    "header", ["id,comment_text,rater", "\ufeff\ufeffid,text,rater", "ID,text,x"]
+)
+def test_headers_as_predict_reads_them(header, exported, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")  # as OpenMP allows
+    (tmp_path / "x.csv").write_text(f"{header}\n007,a dog,1\n8,storm,2\n", encoding="utf-8")
+    a, b, *_ = both(exported, finished, tmp_path / "x.csv", tmp_path)
+    assert a == b and len(a.splitlines()) == 3
+
+
 def test_files_as_spreadsheets_write_them(exported, finished, tmp_path):
     rows = [["1", "so happy; really, yes"], ["", ""], ["2", "🌩️ storm"], [" ", ""]]
     for sign, encoding in ((";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")):
@@ -173,7 +185,11 @@ def test_files_as_spreadsheets_write_them(exported, finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("header", "row"),
-    [(["id", "words", "more"], ["1", "a", "b"]), (["id", "text"], ["1", "a", "b"])],
+    [
+        (["id", "words", "more"], ["1", "a", "b"]),
+        (["id", "text"], ["1", "a", "b"]),
+        (["text", "text"], ["a", "b"]),
+    ],
 )
 def test_its_program_names_what_is_wrong(header, row, exported, tmp_path):
     source = write_csv(tmp_path / "odd.csv", [row], header)
@@ -183,7 +199,9 @@ def test_its_program_names_what_is_wrong(header, row, exported, tmp_path):
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out.csv").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n", b"id,text\n1,\xe9\n", b'id,text\n1,"a'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\n", b"id|text\n1|a\n", b"id,text\n1,\xe9\n", b'id,text\n1,"a']
+)
 def test_its_program_says_what_is_no_csv(content, exported, tmp_path):
     source = tmp_path / "odd.csv"
     if content is not None:
@@ -198,12 +216,72 @@ def test_its_program_says_what_is_no_csv(content, exported, tmp_path):
     )
 
 
+@pytest.mark.parametrize("header", [["id", "text"], ["id", "text", *LABELS]])
+def test_its_program_counts_rows_inside_a_text(header, exported, tmp_path):
+    rows = [[str(1200000000000000000 + 7919 * i), f"hello {i}", *"01010"] for i in range(20)]
+    rows = [row[: len(header)] for row in rows]
+    lines = [",".join(row) for row in [header, *rows]]
+    lines[6] = lines[6].replace("hello", '"hello')
+    lines[9] = lines[9].replace("hello 8", 'hello 8"')
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    argv = [sys.executable, exported / "predict_onnx.py", tmp_path / "x.csv", tmp_path / "o.csv"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = 3 if len(header) == 2 else 2  # the quote cuts the last one
+    assert f"{whole} rows stand inside the text of row 7, and are lost" in done.stderr
+
+
+@pytest.mark.parametrize("outputs", [["./new.csv"], ["o.csv", "./o.csv"], ["link.csv"], ["o.txt"]])
+def test_its_program_loses_no_file(outputs, exported, tmp_path):
+    source = write_csv(tmp_path / "new.csv", [["1", "a dog"]], ["id", "text"])
+    before = source.read_bytes()
+    (tmp_path / "link.csv").symlink_to(source)
+    argv = [sys.executable, exported / "predict_onnx.py", "new.csv", *outputs]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
+    assert source.read_bytes() == before and not (tmp_path / "o.csv").exists()
+    argv = [sys.executable, exported / "predict_onnx.py", "new.csv", "none/o.csv"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "no such folder" in done.stderr
+
+
+ODD_TEXTS = {
+    "a Series": pd.Series(["a dog", "storm", "so sad"]).iloc[[2, 0, 1]],
+    "a filtered Series": pd.Series(["a dog", "storm", "so sad"]).iloc[1:],
+    "one str": "so happy",
+    "a tuple": ("a dog", "storm"),
+    "an array": np.array(["a dog", "storm"], object),
+    "half a character": ["so \ud83d happy", "\ud83d\ude00"],
+    "none": [],
+    "None": ["a", None],
+    "nan": ["a", float("nan")],
+    "a frame": pd.DataFrame({"text": ["a"]}),
+    "a dict": {"text": "a"},
+    "bytes": [b"a"],
+    "a number": 7,
+}
+
+
+@pytest.mark.parametrize("texts", ODD_TEXTS.values(), ids=[*ODD_TEXTS])
+def test_its_program_takes_and_refuses_what_load_run_does(texts, exported, finished):
+    program = int8.load_program(exported)
+    model = predict.load_run(finished, "cpu", "fp32")
+    try:
+        wanted = model.predict_test(texts)
+    except UserError as e:
+        with pytest.raises(TypeError) as refused:
+            program.predict(texts)
+        assert str(refused.value) == str(e)
+    else:
+        assert program.predict(texts) == pytest.approx(wanted, abs=1e-5)
+
+
 def test_its_program_writes_over_no_input(exported, tmp_path):
     source = write_csv(tmp_path / "a.csv", [["1", "a dog"]], ["id", "text"])
     before = source.read_bytes()
     argv = [sys.executable, exported / "predict_onnx.py", source, source]
     done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 1 and "new.csv out.csv" in done.stderr
+    assert done.returncode == 1 and "must be different files" in done.stderr
     assert source.read_bytes() == before
 
 

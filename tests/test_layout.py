@@ -241,7 +241,7 @@ def documents() -> str:
 def test_every_flag_the_documents_name_exists():
     kinds = (Config, PredictConfig, DistilConfig)
     known = {flag(f) for kind in kinds for f in kind.__dataclass_fields__}
-    known |= {"--config", "--help", "--no-deps"} | TORCHRUN
+    known |= {"--config", "--help", "--no-deps", "--signal"} | TORCHRUN
     for path in [*HERE.glob("benchmarks/*.py"), *HERE.glob("tools/*.py")]:
         known |= set(re.findall(r'"(--[a-z0-9-]+)"', path.read_text(encoding="utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", documents()))

@@ -49,10 +49,11 @@ import numpy as np
 
 import metrics
 from config import Config
-from data import OutOfFold, read_table, threshold_folds
+from data import OutOfFold, Table, read_chunks, threshold_folds
 from support.csvfile import CsvFile
 from support.files import damage, file_sha256
 from support.finished import OofCSV, read_labelled_oof, read_settings
+from support.inputcsv import InputCSV
 from support.process import exit_codes, warn
 from support.run import Run
 from tools.parts.difference import (
@@ -143,10 +144,25 @@ def judged(oof: OofCSV, rows: np.ndarray, config: Config) -> Judged:
     return Judged(rows, oof.fold, oof.y, oof.p, pred)
 
 
+def read_gold(path: str, names: list[str]) -> Table:
+    """Labelled rows. UserError without texts, or a 0/1 column for each label."""
+    needs = f"{path}: needs id, text and 0/1 columns {', '.join(names)}"
+    try:
+        source = InputCSV(path, Config(labels=names))
+    except UserError as e:
+        raise UserError(f"{needs} ({str(e).split(' - ')[0]})") from None
+    (table,) = read_chunks(source)
+    source.warn_of_odd_rows()
+    if not source.scored:
+        raise UserError(needs)
+    return table
+
+
 def read_verdicts(gold: str, a: str, b: str) -> tuple[list[Pair], np.ndarray, list[str]]:
     """Of two files that predict.py wrote, and labelled rows: as `read_runs`."""
     names = [name for name in CsvFile(a).header if name not in ("id", "text")]
-    table = read_table(gold, Config(labels=names))
+    table = read_gold(gold, names)
+    known = np.flatnonzero(table.scored)  # -1 in all labels: not scored, as on Kaggle
     sides = []
     for path in (a, b):
         frame = next(CsvFile(path).frames(), None)
@@ -158,9 +174,8 @@ def read_verdicts(gold: str, a: str, b: str) -> tuple[list[Pair], np.ndarray, li
         if len(wrong):
             hint = "give the file of --output, not that of --probabilities"
             raise UserError(f"{path}:{wrong.index[0]}: a verdict is 0 or 1 - {hint}")
-        rows = np.arange(len(table))
         pred = frame[names].to_numpy() == "1"
-        sides.append([Judged(rows, np.zeros_like(rows), table.y, None, pred)])
+        sides.append([Judged(known, np.zeros_like(known), table.y[known], None, pred[known])])
     return [Pair(*sides)], table.groups, names
 
 

@@ -8,6 +8,7 @@ Hinton et al. 2015, arxiv.org/abs/1503.02531. The rows and their targets: tools/
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, arg
 from support.cli import flag, parse, start_script
+from support.csvfile import nearby
 from support.process import UserError
 
 DATA = ("train", "valid", "labels", "text_column", "soft_labels", "folds", "fold_column")
@@ -74,9 +76,11 @@ def expanded(argv: list[str]) -> list[str]:
     given = []
     for name in DATA:
         value = settings.get(name)
+        if name in ("train", "valid") and value:
+            value = nearby(value, teacher)
         if value is True:
             given.append(flag(name))
-        elif value not in (None, False):
+        elif value is not None and value is not False:  # 0 is a value
             given += [flag(name), *map(str, value if isinstance(value, list) else [value])]
     return [*given, *argv]
 
@@ -113,6 +117,9 @@ def read(config: DistilConfig) -> Table:
     for name in ("teacher", "texts", "out"):
         if not getattr(config, name):
             raise UserError(f"--{name} is missing - distil.py RUN --texts new.csv --out X")
+    if not os.path.exists(config.train):
+        hint = "give with --train where the teacher's file lies now"
+        raise UserError(f"{config.train}: no such file - {hint}")
     if not config.single:
         return read_taught(config)
     student = FinishedRun(config.single)

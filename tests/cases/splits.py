@@ -63,7 +63,7 @@ ERRORS = [  # what makes the files; flags; words of the error, the last may be w
     (dev("id,text\n1,a\n"), VALID, ["dev.csv:1: no label column"]),
     (dev(HEAD.replace("anger", "rage") + ROW), VALID, ["dev.csv:1: no label column anger"]),
     (dev(HEAD + ROW[:-1] + "2"), VALID, ["dev.csv:2 column 'surprise': must be 0 or 1"]),
-    (dev(HEAD.replace("text", "words") + ROW), VALID, ["dev.csv:1: no column 'text'"]),
+    (dev(HEAD.replace("text", "words,more") + ROW), VALID, ["dev.csv:1: no text column", "'more'"]),
     (dev(f"{HEAD},x{ROW},1"), VALID, ["dev.csv:1: 'x' could be labels too"]),
     (lambda d: (d / "dev.csv").mkdir(), VALID, ["dev.csv: is a folder"]),
     (dev("x"), ["--valid", "dve.csv"], ["dve.csv: no such file", "dev.csv"]),

@@ -4,7 +4,9 @@ It needs numpy, onnxruntime, tokenizers, the files beside it, and memory for all
 import csv
 import json
 import os
+import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ HERE = Path(__file__).resolve().parent
 MODEL = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 TOKENIZER = Tokenizer.from_file(str(HERE / "tokenizer.json"))  # it cuts long texts
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: all cores
+threads = re.match(r"\d*", os.environ.get("OMP_NUM_THREADS", ""))[0]  # of "4,2" the first
+options.intra_op_num_threads = int(threads or 0)  # 0: all cores
 SESSION = onnxruntime.InferenceSession(HERE / "model.onnx", options)
+TEXT_COLUMNS = ("text", "comment_text", "sentence", "content", "review")
 csv.field_size_limit(2**31 - 1)  # the default refuses long texts
 
 
@@ -30,8 +34,27 @@ def run(texts: list[str], output: str) -> np.ndarray:
     return SESSION.run([output], {"input_ids": ids, "attention_mask": mask.astype(int)})[0]
 
 
+def check_texts(texts) -> list[str]:
+    """A str, a list of str, or a column of a DataFrame as a list; TypeError for what is no text."""
+    if isinstance(texts, str):
+        texts = [texts]
+    for name in ("to_list", "tolist"):  # a Series of pandas or polars, an array
+        if hasattr(texts, name):
+            texts = getattr(texts, name)()
+    if not isinstance(texts, (list, tuple)):
+        hint = "give a list of str, or one column, such as df['text']"
+        raise TypeError(f"texts: is a {type(texts).__name__} - {hint}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            problem = f"is {text!r:.40}, a {type(text).__name__}"
+            raise TypeError(f"texts[{i}]: {problem} - give a str, '' for a blank text")
+    # Halves of characters, as JSON's \\ud83d leaves them, joined; one alone becomes U+FFFD.
+    return [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts]
+
+
 def predict(texts: list[str]) -> np.ndarray:
     """Probabilities, float32 (N, C). In int8 the texts of a batch would change each other."""
+    texts = check_texts(texts)
     p = np.zeros((len(texts), len(MODEL["labels"])), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # a batch of similar length
     size = 1 if MODEL["int8"] else max(1, 2048 // MODEL["max_length"])
@@ -52,8 +75,14 @@ def read_csv(path: str) -> tuple[dict[str, list], list[str]]:
         with open(path, encoding=encoding, newline="") as f:
             first = next(csv.reader(f), []) or [""]
             f.seek(0)
-            header, *rows = csv.reader(f, delimiter=separator(first), strict=True)
-        names = [name.strip() for name in header]
+            sign = separator(first)
+            header, *rows = csv.reader(f, delimiter=sign, strict=True)
+        names = [unicodedata.normalize("NFC", name.strip("\ufeff \t")) for name in header]
+        if len(names) == 1 and "|" in names[0]:
+            raise ValueError("separate the fields by commas, not '|'")
+        for name in names:
+            if name and names.count(name) > 1:
+                raise ValueError(f"two columns are called {name!r}")
         if len(names) > 1:  # else a blank line is a blank text
             rows = [row for row in rows if any(map(str.strip, row))]
         rows = [dict(zip(names, row or [""], strict=True)) for row in rows]
@@ -61,12 +90,35 @@ def read_csv(path: str) -> tuple[dict[str, list], list[str]]:
         if column not in names:
             raise KeyError(column)
         texts = [row[column] for row in rows]
+        warn_of_rows_inside(path, rows, column, sign)
     except (OSError, KeyError, ValueError, csv.Error) as e:
         need = f"a CSV in UTF-8, a column {MODEL['text_column']!r}, rows of one length"
         sys.exit(f"error: {path}: {e!s:.200} - needed: {need}")
     if "id" in names:
         return {"id": [row["id"] for row in rows]}, texts
     return {"id": list(range(len(rows))), "text": texts}, texts
+
+
+def warn_of_rows_inside(path: str, rows: list[dict], column: str, sign: str) -> None:
+    """A quote that opens in one row and closes in a later one makes one text of many rows."""
+    for number, row in enumerate(rows, 2):
+        found = 0
+        for n, line in enumerate(row[column].splitlines()[1:], 1):
+            cells = dict(zip(row, line.split(sign), strict=False))
+            if len(cells) == len(row) and "id" in row:
+                found += alike(row["id"], cells["id"], n)
+        if found:
+            hint = 'a quote opens there and closes rows later; write it ""'
+            words = f"{found} rows stand inside the text of row {number}, and are lost - {hint}"
+            print(f"warning: {path}: {words}", file=sys.stderr)
+
+
+def alike(a: str, b: str, rows: int) -> bool:
+    """Whether two cells may be ids of one file, `rows` apart."""
+    if a.isdecimal() and b.isdecimal():
+        return int(b) == int(a) + rows or len(a) >= 8 and abs(len(a) - len(b)) <= 1
+    shapes = [re.sub("[0-9A-Fa-f]", "0", cell) for cell in (a, b)]
+    return "0" in a + b and shapes[0] == shapes[1] != ""
 
 
 def separator(header: list[str]) -> str:
@@ -77,15 +129,16 @@ def separator(header: list[str]) -> str:
 
 
 def text_column(names: list[str]) -> str:
-    """That of the training, else the only one that is no id and no label."""
+    """That of the training, else a usual name, else the only one that is no id and no label."""
     usual = MODEL["text_column"]
     others = []
     for name in names:
         if name not in ("", *MODEL["labels"]) and name.lower() != "id":
             others.append(name)
-    if usual not in names and len(others) == 1:
-        return others[0]
-    return usual
+    if usual in names:
+        return usual
+    known = [name for name in TEXT_COLUMNS if name in others and usual in TEXT_COLUMNS]
+    return next(iter(known), others[0] if len(others) == 1 else usual)
 
 
 def write_csv(path: str, columns: dict[str, list], values: np.ndarray) -> None:
@@ -99,7 +152,21 @@ def write_csv(path: str, columns: dict[str, list], values: np.ndarray) -> None:
             writer.writerow([*cells, *numbers])
 
 
+def check_paths(source: str, outputs: list[str]) -> None:
+    """End with one line where a file would be lost, or can't be written."""
+    paths = [os.path.realpath(path) for path in (source, *outputs)]
+    for path in paths[1:]:
+        folder = os.path.dirname(path)
+        if paths.count(path) > 1 or os.path.exists(path) and os.path.samefile(path, paths[0]):
+            sys.exit(f"error: {path}: input and outputs must be different files")
+        if os.path.isdir(path) or not path.endswith(".csv"):
+            sys.exit(f"error: {path}: name a file that ends in .csv")
+        if not os.access(folder, os.W_OK):
+            sys.exit(f"error: {folder}: no such folder, or not writable")
+
+
 def main(source: str, *outputs: str) -> None:
+    check_paths(source, outputs)
     columns, texts = read_csv(source)
     p = predict(texts)
     detected = p >= np.float32(MODEL["thresholds"])
@@ -109,6 +176,6 @@ def main(source: str, *outputs: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4) or len(set(sys.argv)) < len(sys.argv):  # no file twice
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])
