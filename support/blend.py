@@ -49,7 +49,7 @@ class BlendedRun:
         for run, part in zip(self.runs, parts, strict=True):
             same = part.ids == first.ids and np.array_equal(part.y, first.y)
             if not (same and np.array_equal(part.group, first.group)):
-                problem = f"held out other rows than {self.runs[0].path}: nothing fits the mean"
+                problem = f"held out other rows than {self.runs[0].path}: no mean to tune on"
                 hint = "give --thresholds, such as 0.5, and leave --calibrate out"
                 raise UserError(f"{run.path}: {problem} - {hint}")
         p = np.mean([part.p for part in parts], axis=0, dtype=np.float64).astype(np.float32)
