@@ -105,8 +105,8 @@ def tune_thresholds(y: Array, p: Array, grid: Array = GRID, near: float = 0.01) 
     longer = np.union1d(below, grid)
     y = np.asarray(y)
     p = np.asarray(p, dtype=np.float32)
-    f1 = f1_by_threshold(y, p, grid)
     f1_longer = f1_by_threshold(y, p, longer)
+    f1 = f1_longer[:, -len(grid) :]
     th = np.full(len(f1), 0.5, dtype=np.float32)
     for j in np.flatnonzero(y.any(0)):
         if f1_longer[j].argmax() == 0:
