@@ -1,8 +1,9 @@
 """Is B better than A, or is it luck? python tools/compare.py runs/a runs/b
 
 Two finished runs on the same rows, labels and folds, or several seeds a side: --a runs/a_* --b
-runs/b_*. It reads the runs' oof.csv alone, and loads no model. Or two files of verdicts on labelled
-rows: --test gold.csv a.csv b.csv. N rows, C labels.
+runs/b_*. Or many ideas against one baseline: runs/base_* --against runs/x_* runs/y_*. It reads the
+runs' oof.csv alone, and loads no model. Or two files of verdicts on labelled rows: --test gold.csv
+a.csv b.csv. N rows, C labels.
 How the interval is made: tools/parts/difference.py. How often it errs: docs/results.md.
 """
 
@@ -23,14 +24,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    runs = (("--a", "runs of A"), ("--b", "runs of B"), ("runs", "two runs, A and B"))
+    runs = (
+        ("--a", "runs of A"),
+        ("--b", "runs of B"),
+        ("--against", "runs of ideas, each compared with all of RUN; seeds of one recipe together"),
+        ("runs", "two runs, A and B; with --against the baseline's"),
+    )
     for name, text in runs:
         parser.add_argument(name, nargs="*", default=[], metavar="RUN", help=text)
     moved = "of runs whose oof.csv has no labels (older code): the training CSV, and --valid's"
     parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
     parser.add_argument("--test", nargs=3, metavar=("GOLD", "A", "B"), help="CSV files to compare")
     parser.add_argument("--plot", metavar="PNG", help="draw the differences")
+    parser.add_argument("--json", metavar="FILE", help="write the scores, intervals and p-values")
+    parser.add_argument("--latex", action="store_true", help="print the table as LaTeX")
     args = parser.parse_args(argv)
+    if args.against:
+        if not args.runs or args.a or args.b or args.test or args.plot or args.latex:
+            hint = "it goes with neither --a, --b, --test, --plot nor --latex"
+            raise UserError(f"--against: name the baseline's runs before it - {hint}")
+        return args
     ways = [args.runs, args.a + args.b, args.test]
     one_sided = bool(args.a) != bool(args.b)
     if sum(map(bool, ways)) != 1 or one_sided or len(args.runs) not in (0, 2):
@@ -43,29 +56,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 plot = any(word.startswith("--plot") for word in sys.argv)
 start_script(parse, __name__, unused=() if plot else ("matplotlib",))
 
-from collections import Counter, defaultdict
-
 import numpy as np
 
-import metrics
 from config import Config
-from data import OutOfFold, Table, read_chunks, threshold_folds
+from data import Table, read_chunks
 from support.csvfile import CsvFile
-from support.files import damage, file_sha256
-from support.finished import OofCSV, read_labelled_oof, read_settings
+from support.files import write_json, writing
 from support.inputcsv import InputCSV
-from support.process import exit_codes, warn
-from support.run import Run
-from tools.parts.difference import (
-    Judged,
-    Pair,
-    differ,
-    difference_table,
-    draw_difference,
-    verdict,
+from support.process import exit_codes
+from tools.parts import ideas, verdict
+from tools.parts.difference import Judged, Pair, differ
+from tools.parts.sides import (
+    Finished,
+    by_recipe,
+    changes,
+    pair_up,
+    read_all,
+    seeds_of,
+    warn_of_unequal_sides,
 )
-
-SAME = ("data_sha256", "valid_sha256", "settings.labels", "settings.soft_labels")
 
 
 def read_runs(
@@ -76,72 +85,9 @@ def read_runs(
     `a`, `b`: the folders of both sides; `moved`: see `read_labelled_oof`. UserError for runs on
     other rows, labels or folds.
     """
-    for folder in [*a, *b]:
-        if not Path(folder, "env.json").is_file():
-            raise UserError(f"{folder}: is no run - name the folder that train.py made")
-    runs = [
-        (side, open_finished(folder)) for side, folders in ((0, a), (1, b)) for folder in folders
-    ]
-    first = runs[0][1]
-    for _, run in runs:
-        check_same_data(run, first)
-    pairs = defaultdict(lambda: Pair([], []))  # by the folds of the rows
-    first_folder = {}
-    numbers = {}  # of the rows of all runs
-    for side, run in runs:
-        oof = read_labelled_oof(run, moved)
-        run_judged = judged(oof, number_rows(oof, numbers), read_settings(run))
-        split = run_judged.rows.tobytes(), oof.fold.tobytes()
-        if any(np.array_equal(oof.p, other.p) for other in pairs[split][side]):
-            raise UserError(f"{run.path}: equals another run of its side - take another --seed")
-        pairs[split][side].append(run_judged)
-        first_folder.setdefault(split, run.path)
-    for split, pair in pairs.items():
-        if not (pair.a and pair.b):
-            problem = "no run of the other side has its folds"
-            hint = "train with the same --folds and --split-seed (or --seed) on both sides"
-            raise UserError(f"{first_folder[split]}: {problem} - {hint}")
-    groups = np.array([group for _, group, _ in numbers])
-    return list(pairs.values()), groups, read_settings(first).labels
-
-
-def number_rows(oof: OofCSV, numbers: dict[tuple, int]) -> np.ndarray:
-    """int (n,): the same number for a row in all runs, by its id and group; in order, where several
-    have both. `numbers` grows by the rows that are new."""
-    seen = Counter()
-    rows = []
-    for key in zip(oof.ids, oof.group.tolist(), strict=True):
-        rows.append(numbers.setdefault((*key, seen[key]), len(numbers)))
-        seen[key] += 1
-    return np.array(rows)
-
-
-def open_finished(folder: str) -> Run:
-    """A run whose totals are there. Its weights are not needed, and not checked."""
-    run = Run(Path(folder))
-    if problem := damage(run.path, run.key):
-        hint = "train it to its end, or copy all of it but the folds"
-        raise UserError(f"{run.path}: is not finished, or damaged ({problem}) - {hint}")
-    return run
-
-
-def check_same_data(run: Run, first: Run) -> None:
-    for key in SAME:
-        value, other = run.identity.get(key, False), first.identity.get(key, False)
-        if value != other:
-            problem = f"{key} is {value!s:.40}, of {first.path} {other!s:.40}"
-            raise UserError(f"{run.path}: {problem} - compare runs on the same rows")
-    today = file_sha256(metrics.__file__)
-    if run.identity.get("code.metrics.py", today) != today:
-        warn(f"{run.path}: made with another metrics.py; today's chooses the thresholds")
-
-
-def judged(oof: OofCSV, rows: np.ndarray, config: Config) -> Judged:
-    """With cross-fitted verdicts, and these numbers of its rows."""
-    held_out = OutOfFold(np.arange(len(rows)), oof.fold, oof.y, oof.p)
-    fold = threshold_folds(held_out, oof.group, config)
-    pred = metrics.cross_fit(oof.y, oof.p, fold)
-    return Judged(rows, oof.fold, oof.y, oof.p, pred)
+    found, groups = read_all([*a, *b], moved)
+    pairs = pair_up(found[: len(a)], found[len(a) :])
+    return pairs, groups, found[0].config.labels
 
 
 def read_gold(path: str, names: list[str]) -> Table:
@@ -179,29 +125,86 @@ def read_verdicts(gold: str, a: str, b: str) -> tuple[list[Pair], np.ndarray, li
     return [Pair(*sides)], table.groups, names
 
 
-@exit_codes
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def compare_sides(args: argparse.Namespace) -> None:
+    """Two sides: the table, what it rests on, the verdict."""
+    about = []
     if args.test:
         pairs, groups, names = read_verdicts(*args.test)
     else:
-        pairs, groups, names = read_runs(args.a, args.b, args.train)
-    rows = pairs[0].rows
+        found, groups = read_all([*args.a, *args.b], args.train)
+        a, b = found[: len(args.a)], found[len(args.a) :]
+        names = found[0].config.labels
+        pairs = pair_up(a, b)
+        warn_of_unequal_sides(a, b)
+        about = lines_about(a, b)
+    rows = check_enough(pairs, groups)
+    difference = differ(pairs, groups)
+    remarks = [*verdict.remarks(difference, names), *about]
+    answer = verdict.verdict(difference, rows)
+    sides = f"A: {', '.join(args.a)}\nB: {', '.join(args.b)}"
+    print(sides)
+    table = verdict.latex_table if args.latex else verdict.difference_table
+    print(table(difference, names))
+    print("\n".join([*remarks, answer]))
+    if args.json:
+        scores = verdict.as_json(difference, names)
+        answers = {"a": args.a, "b": args.b, "rows": rows, "remarks": remarks, "verdict": answer}
+        with writing(Path(args.json), "name another --json", 2):
+            write_json(Path(args.json), answers | {"scores": scores})
+    if args.plot:
+        title = f"{sides}\n{rows} rows; {answer.splitlines()[0]}"
+        verdict.draw_difference(args.plot, difference, names, title)
+        print(f"wrote {args.plot}")
+
+
+def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
+    """What the sides are: recipes, seeds, folds; whether all runs of one beat the other's."""
+    config = a[0].config
+    splits = sorted({one.config.fold_seed for one in a})
+    folds = f"split seed {', '.join(map(str, splits))}"
+    if config.fold_column or config.valid:
+        folds = f"column {config.fold_column}" if config.fold_column else config.valid
+    lines = [
+        f"B has changed: {changes(a[0].recipe, b[0].recipe)}",
+        f"seeds of A: {seeds_of(a)}; of B: {seeds_of(b)}; folds: {folds}",
+    ]
+    if len(splits) == 1:
+        f1 = ([one.judged.macro_f1 for one in side] for side in (a, b))
+        lines += filter(None, [verdict.ranking(*f1)])
+    return lines
+
+
+def check_enough(pairs: list[Pair], groups: np.ndarray) -> int:
+    """The number of rows held out by the first run. UserError for fewer than 20 that differ."""
+    rows = pairs[0].a[0].rows
     distinct = len(np.unique(groups[rows]))
     if distinct < 20:
         raise UserError(f"{distinct} distinct held-out texts or groups: at least 20 are needed")
-    difference = differ(pairs, groups)
-    score_names = ["macro-F1", "micro-F1", "mean average precision", *names]
-    print(f"A: {', '.join(args.a)}")
-    print(f"B: {', '.join(args.b)}")
-    print(difference_table(difference, score_names))
-    if pairs[0].fold.max() == 0:
-        print("one held-out set: luck that moves a whole training is not in the interval")
-    runs = 0 if args.test else sum(min(map(len, pair)) for pair in pairs)
-    answer = verdict(difference, runs, len(rows))
-    print(answer)
-    if args.plot:
-        draw_difference(args.plot, difference, score_names, answer.split(";")[0])
+    return len(rows)
+
+
+def compare_many(args: argparse.Namespace) -> None:
+    """Ideas against one baseline."""
+    found, groups = read_all([*args.runs, *args.against], args.train)
+    base, others = found[: len(args.runs)], found[len(args.runs) :]
+    recipes = by_recipe(others)
+    check_enough([Pair([base[0].judged], [])], groups)
+    for runs in recipes:
+        warn_of_unequal_sides(base, runs)
+    ranked = ideas.compare_ideas(base, recipes, groups)
+    print(ideas.ideas_table(base, ranked))
+    if args.json:
+        with writing(Path(args.json), "name another --json", 2):
+            write_json(Path(args.json), {"ideas": [idea.as_json() for idea in ranked]})
+
+
+@exit_codes
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if args.against:
+        compare_many(args)
+    else:
+        compare_sides(args)
     return 0
 
 

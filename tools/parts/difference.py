@@ -1,69 +1,108 @@
-"""The difference of two sides, how far luck alone may move it, and the verdict.
+"""The difference of two sides, and how far luck alone may move it.
 
-N rows, n of them held out, C labels. A score vector is (3 + C,): macro-F1, micro-F1, mean average
-precision, each label's F1. How often `differ` errs is measured by benchmarks/error_rates.py:
+N rows, n of them held out, C labels, D draws of rows, K folds. A score vector is (3 + C,):
+macro-F1, micro-F1, mean average precision, each label's F1. What is said of it:
+tools/parts/verdict.py. How often the interval errs is measured by benchmarks/error_rates.py:
 docs/results.md.
 """
 
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t
-from sklearn.metrics import average_precision_score
 
 import metrics
-from data import OutOfFold
-from support.files import writing
+from data import OutOfFold, assign_folds
 
-GOAL = 0.01  # a difference of macro-F1 that is worth seeing
-BLOCKS = 100  # of rows, for the jackknife
+DRAWS = 50  # of rows, with replacement; 100 gave the same intervals
+# What trainings move beyond rows is estimated from few folds and runs. It is drawn to half of what
+# rows move, with the weight of one degree of freedom (variances moderated as in Smyth 2004). Two
+# runs a side on a hold-out would else have intervals twice as wide as needed.
+PRIOR = 0.5
 
 
 @dataclass
 class Judged(OutOfFold):
-    """The held-out rows of a run, or the rows of a file of verdicts (`p` None), with verdicts."""
+    """The held-out rows of a run with verdicts, or the rows of a file of verdicts (`p` None)."""
 
-    pred: np.ndarray  # bool (n, C); those of a run are cross-fitted
+    pred: np.ndarray  # bool (n, C)
+    part: np.ndarray | None = None  # int (n,): a row's thresholds come from all other parts
 
-    def scores(self, keep: np.ndarray) -> np.ndarray:
-        """(3 + C,) on the rows that `keep`, bool (N,), has; nan where there is no ranking."""
-        kept = keep[self.rows]
-        y = self.y[kept]
-        counts = metrics.confusion(y, self.pred[kept])
-        f1 = metrics.precision_recall_f1(counts)[2]
-        micro_f1 = metrics.scores_from_counts(counts, 0)["micro_f1"]
-        return np.array([f1.mean(), micro_f1, self._average_precision(kept), *f1])
+    @property
+    def macro_f1(self) -> float:
+        return self.scores(np.ones((1, len(self.rows)), np.float32))[0, 0]
 
-    def _average_precision(self, kept: np.ndarray) -> float:
-        """The mean over the labels that have both classes; kept: bool (n,)."""
-        if self.p is None:
-            return np.nan
-        y = self.y[kept]
-        p = self.p[kept]
-        ranked = [j for j in range(y.shape[1]) if 0 < y[:, j].sum() < len(y)]
-        if not ranked:
-            return np.nan
-        return np.mean([average_precision_score(y[:, j], p[:, j]) for j in ranked])
+    def scores(self, times: np.ndarray) -> np.ndarray:
+        """(D, 3 + C), with its verdicts; times (D, n): how often each row counts."""
+        given = self.y == 1
+        known = ~np.isnan(self.y)
+        cells = (given & self.pred, known & ~given & self.pred, given & ~self.pred)
+        tp_fp_fn = np.stack([times @ cell.astype(np.float32) for cell in cells])  # (3, D, C)
+        return score_vectors(tp_fp_fn, self.average_precision(times))
+
+    def scores_chosen_again(self, times: np.ndarray) -> np.ndarray:
+        """(D, 3 + C): as `scores`, but each draw chooses thresholds of its own."""
+        if self.part is None:
+            return self.scores(times)
+        counts = []
+        for row_times in times.astype(int):
+            rows = np.repeat(np.arange(len(row_times)), row_times)
+            y = self.y[rows]
+            pred = metrics.cross_fit(y, self.p[rows], self.part[rows])
+            counts.append(metrics.confusion(y, pred)[:3])
+        return score_vectors(np.stack(counts, axis=1), self.average_precision(times))
+
+    def average_precision(self, times: np.ndarray) -> np.ndarray:
+        """(D,): the mean over the labels with both classes; nan where nothing is ranked."""
+        by_label = np.full((self.y.shape[1], len(times)), np.nan)
+        for j in range(len(by_label)):
+            known = ~np.isnan(self.y[:, j])
+            if self.p is not None:
+                y = self.y[known, j]
+                by_label[j] = average_precision(y, self.p[known, j], times[:, known])
+        ranked = ~np.isnan(by_label)
+        return np.where(ranked, by_label, 0).sum(0) / np.where(ranked.any(0), ranked.sum(0), np.nan)
+
+
+def score_vectors(tp_fp_fn: np.ndarray, average_precision: np.ndarray) -> np.ndarray:
+    """(D, 3 + C) from counts (3, D, C) and (D,)."""
+    by_label = metrics.precision_recall_f1(tp_fp_fn)[2]
+    micro = metrics.precision_recall_f1(tp_fp_fn.sum(2))[2]
+    means = np.stack([by_label.mean(1), micro, average_precision], axis=1)
+    return np.concatenate([means, by_label], axis=1)
+
+
+def average_precision(y: np.ndarray, p: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(D,): scikit-learn's for one label's y and p (n,), each row counted times (D, n) often; nan
+    without both classes."""
+    order = np.argsort(-p, kind="stable")
+    last_of_equal = np.flatnonzero(np.diff(p[order], append=-np.inf))
+    rows = np.cumsum(times[:, order], axis=1, dtype=np.float64)[:, last_of_equal]
+    hits = np.cumsum(times[:, order] * y[order], axis=1, dtype=np.float64)[:, last_of_equal]
+    gained = np.diff(hits, axis=1, prepend=0)
+    total = hits[:, -1] if len(y) else np.zeros(len(times))
+    both = (total > 0) & (total < times.sum(1))
+    area = (gained * hits / np.maximum(rows, 1)).sum(1)
+    return np.divide(area, total, out=np.full(len(times), np.nan), where=both)
 
 
 class Pair(NamedTuple):
-    """The runs of A and of B that have equal folds."""
+    """What belongs to the runs of A and of B that have equal folds."""
 
-    a: Sequence[Judged]
-    b: Sequence[Judged]
+    a: Sequence
+    b: Sequence
 
-    @property
-    def rows(self) -> np.ndarray:
-        return self.a[0].rows
 
-    @property
-    def fold(self) -> np.ndarray:
-        return self.a[0].fold
+@dataclass
+class Measured:
+    """The scores of a run."""
+
+    score: np.ndarray  # (3 + C,): on all its rows
+    drawn: np.ndarray  # (D, 3 + C): on rows drawn, with its verdicts
+    chosen_again: np.ndarray  # (D, 3 + C): on the same rows, with thresholds chosen again
+    without_fold: np.ndarray  # (K, 3 + C), with its verdicts; (0, 3 + C) for a hold-out
 
 
 @dataclass
@@ -73,138 +112,180 @@ class Difference:
     a: np.ndarray  # the mean of the side's runs
     b: np.ndarray
     error: np.ndarray  # standard error of b - a
-    half: np.ndarray  # half of its 95 % interval
-    seeds: np.ndarray  # variance of b - a from seed to seed; nan with one run a side
+    freedom: np.ndarray  # degrees of freedom of the error
+    trainings: np.ndarray  # the part of error**2 that more runs lower; nan: one run a side
+    pairs: int  # sets of folds
+    runs: int  # a side, over all sets of folds; 0: files of verdicts
+    folds: int  # 1: a hold-out
+
+    @property
+    def half(self) -> np.ndarray:
+        """Half of the 95 % interval."""
+        return self.half_at(0.95)
+
+    def half_at(self, level: float) -> np.ndarray:
+        """Half of the interval that holds the truth with this probability."""
+        return t.ppf((1 + level) / 2, self.freedom) * self.error
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """The chance of a difference as large, were there none; nan where nothing varies."""
+        size = np.abs(self.b - self.a)
+        ratio = np.divide(size, self.error, out=np.full_like(size, np.nan), where=self.error > 0)
+        return 2 * t.sf(ratio, self.freedom)
+
+    @property
+    def sees_training(self) -> bool:
+        """Whether the interval holds the luck of trainings: not with one run on a hold-out."""
+        return self.folds > 1 or self.runs > 1
 
 
-def differ(pairs: Sequence[Pair], groups: np.ndarray) -> Difference:
-    """pairs: (runs of A, of B) on equal folds; groups (N,): equal for rows that belong together.
+def differ(pairs: Sequence[tuple[Sequence, Sequence]], groups: np.ndarray) -> Difference:
+    """pairs: (runs of A, runs of B) on equal folds, OutOfFold or Judged; groups (N,): equal for
+    rows that belong together.
 
-    Luck is of two kinds. One strikes single rows: which were drawn, and what a training makes of
-    each. A jackknife over 100 blocks of rows measures it. The other moves a whole fold: what a
-    jackknife over folds shows beyond that.
+    Luck is of two kinds. One strikes rows: which were drawn, what a training makes of each, and
+    the thresholds chosen on them. Rows drawn with replacement, groups whole, show it: each draw
+    chooses thresholds again (Efron's bootstrap). The other moves a whole training. Folds and runs
+    show it, by what they vary beyond what rows explain.
     """
-    pairs = [Pair(*pair) for pair in pairs]
-    block = blocks_of_rows(np.concatenate([pair.rows for pair in pairs]), groups)
-    without_block = of_each_run(pairs, functools.partial(scores_without, part=block))
-    by_rows = jackknife(means_of_sides(without_block))
-    by_folds = 0 * by_rows
-    fold_freedom = 0
-    for pair, pair_without_block in zip(pairs, without_block, strict=True):
-        fold = np.full(len(groups), -1)
-        fold[pair.rows] = pair.fold
-        if fold.max() > 0:  # a hold-out shows the first kind alone
-            without_fold = of_each_run([pair], functools.partial(scores_without, part=fold))
-            in_all = jackknife(means_of_sides(without_fold))
-            beyond = in_all - jackknife(means_of_sides([pair_without_block]))
-            by_folds += np.maximum(beyond, 0) / len(pairs) ** 2
-            fold_freedom += fold.max()
-    error = np.sqrt(by_rows + by_folds)
-    freedom = degrees_of_freedom(by_rows, block.max(), by_folds, fold_freedom)
-    everything = np.ones(len(groups), bool)
-    scores = of_each_run(pairs, lambda run: run.scores(everything))
-    a, b = means_of_sides(scores)
-    return Difference(a, b, error, t.ppf(0.975, freedom) * error, between_seeds(scores))
+    return differ_each([pairs], groups)[0]
 
 
-def blocks_of_rows(held_out: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """int (N,): rows drawn into blocks, whole groups together; -1: not held out."""
+def differ_each(comparisons: Sequence[Sequence[tuple]], groups: np.ndarray) -> list[Difference]:
+    """`differ` for several comparisons of runs on the same rows. A run that stands in many is
+    measured once."""
+    runs = {
+        id(run): run for pairs in comparisons for pair in pairs for side in pair for run in side
+    }
+    judged = [judge(run, groups) for run in runs.values()]
+    times = draw_rows(np.unique(np.concatenate([run.rows for run in judged])), groups)
+    measured = {key: measure(run, times) for key, run in zip(runs, judged, strict=True)}
+    found = []
+    for pairs in comparisons:
+        sides = ([[measured[id(run)] for run in side] for side in pair] for pair in pairs)
+        found.append(combine([Pair(*both) for both in sides]))
+    return found
+
+
+def judge(run: OutOfFold, groups: np.ndarray, part: np.ndarray | None = None) -> Judged:
+    """With cross-fitted verdicts. A hold-out without `part` is cut into five parts for them."""
+    if isinstance(run, Judged):
+        return run
+    if part is None:
+        part = run.fold
+        if len(np.unique(part)) == 1:
+            own = groups[run.rows]
+            part = assign_folds(run.y == 1, own, min(5, len(np.unique(own))), 0)
+    pred = metrics.cross_fit(run.y, run.p, part)
+    return Judged(run.rows, run.fold, run.y, run.p, pred, part)
+
+
+def draw_rows(held_out: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """float32 (D, N): how often each row is drawn, whole groups together; 0 if not held out."""
     _, group = np.unique(groups[held_out], return_inverse=True)
-    order = np.random.default_rng(0).permutation(group.max() + 1)
-    block = np.full(len(groups), -1)
-    block[held_out] = order[group] % BLOCKS
-    return block
+    G = group.max() + 1
+    drawn = np.random.default_rng(0).multinomial(G, np.full(G, 1 / G), size=DRAWS)  # (D, G)
+    times = np.zeros((DRAWS, len(groups)), np.float32)
+    times[:, held_out] = drawn[:, group]
+    return times
 
 
-def of_each_run(pairs: Sequence[Pair], score: Callable[[Judged], np.ndarray]) -> list:
-    """What `score` gives for a run, as [pair][side][run]."""
-    return [[[score(run) for run in side] for side in pair] for pair in pairs]
+def measure(run: Judged, times: np.ndarray) -> Measured:
+    """times (D, N): how often each row is drawn."""
+    own = times[:, run.rows]
+    score = run.scores(np.ones((1, len(run.rows)), np.float32))[0]
+    folds = np.unique(run.fold)
+    others = (run.fold != folds[:, None]).astype(np.float32)  # (K, n)
+    without_fold = run.scores(others[: len(folds) if len(folds) > 1 else 0])
+    return Measured(score, run.scores(own), run.scores_chosen_again(own), without_fold)
 
 
-def means_of_sides(values: list) -> np.ndarray:
-    """(2, ...) from [pair][side][run]: the mean over a side's runs, then over the pairs."""
-    return np.mean([[np.mean(side, axis=0) for side in pair] for pair in values], axis=0)
+def combine(pairs: Sequence[Pair]) -> Difference:
+    """The difference from what was measured of the runs."""
+    a, b = means_of_sides(pairs, "score")
+    by_rows = gap(pairs, "chosen_again").var(0, ddof=1)
+    found = [view(pairs) for view in (by_folds, by_runs, by_splits)]
+    freedom = sum(degrees for _, degrees in found)
+    beyond = np.zeros_like(by_rows)
+    if freedom:  # the views, weighted by their degrees of freedom
+        total = sum(degrees * variance for variance, degrees in found) + PRIOR * by_rows
+        freedom += 1
+        beyond = np.maximum(total / freedom, 0)
+    # Degrees of freedom of the sum, by Welch and Satterthwaite; 1 where nothing varies.
+    square = by_rows**2 / (DRAWS - 1) + beyond**2 / max(1, freedom)
+    variance = by_rows + beyond
+    degrees = np.divide(variance**2, square, out=np.ones_like(square), where=square > 0)
+    trainings = np.minimum(luck_of_trainings(pairs) + beyond, variance)
+    runs = sum(min(len(pair.a), len(pair.b)) for pair in pairs)
+    folds = max(1, len(pairs[0].a[0].without_fold))
+    return Difference(a, b, np.sqrt(variance), degrees, trainings, len(pairs), runs, folds)
 
 
-def scores_without(run: Judged, part: np.ndarray) -> np.ndarray:
-    """(P, 3 + C): the run's scores without each of the P parts; part (N,) is 0 ... P - 1 or -1."""
-    return np.array([run.scores(part != i) for i in range(part.max() + 1)])
+def means_of_sides(pairs: Sequence[Pair], name: str) -> np.ndarray:
+    """(2, ...): the mean over a side's runs, then over the pairs, of this part of Measured."""
+    sides = [[np.mean([getattr(run, name) for run in side], axis=0) for side in p] for p in pairs]
+    return np.mean(sides, axis=0)
 
 
-def jackknife(of_sides: np.ndarray) -> np.ndarray:
-    """The variance of B - A, from both sides' scores (2, P, 3 + C) without each of P parts."""
-    gap = of_sides[1] - of_sides[0]
-    parts = len(gap)
-    return (parts - 1) / parts * ((gap - gap.mean(0)) ** 2).sum(0)
+def gap(pairs: Sequence[Pair], name: str) -> np.ndarray:
+    a, b = means_of_sides(pairs, name)
+    return b - a
 
 
-def degrees_of_freedom(
-    by_rows: np.ndarray, row_freedom: int, by_folds: np.ndarray, fold_freedom: int
-) -> np.ndarray:
-    """Of the sum of two variances, by Welch and Satterthwaite; 1 where nothing varies."""
-    square = by_rows**2 / row_freedom + by_folds**2 / max(1, fold_freedom)
-    total = np.sqrt(by_rows + by_folds) ** 4
-    return np.divide(total, square, out=np.ones_like(square), where=square > 0)
+# What trainings move beyond rows: the variance of B - A in three views, (3 + C,) each, unbiased and
+# so also negative, and its degrees of freedom.
 
 
-def between_seeds(scores: list) -> np.ndarray:
-    """(3 + C,): the variance that seeds give to B - A with one run a side; nan if none show it.
-
-    scores: [pair][side][run] -> (3 + C,).
-    """
-    if len(scores) > 1:  # other seeds, other folds
-        gaps = [np.mean(b, axis=0) - np.mean(a, axis=0) for a, b in scores]
-        return np.var(gaps, axis=0, ddof=1) * len(scores[0][0])
-    spreads = [np.var(side, axis=0, ddof=1) for side in scores[0] if len(side) > 1]
-    if not spreads:
-        return np.full_like(scores[0][0][0], np.nan)
-    return 2 * np.mean(spreads, axis=0)
-
-
-def verdict(difference: Difference, runs: int, rows: int) -> str:
-    """On macro-F1: which is better; else what would tell. `runs` a side; 0: files of verdicts."""
-    gap = difference.b[0] - difference.a[0]
-    half = difference.half[0]
-    error = difference.error[0]
-    seeds = difference.seeds[0]
-    if abs(gap) > half:
-        return f"{'B' if gap > 0 else 'A'} is better"
-    if half <= GOAL:
-        return f"can't be told apart; the difference is at most {abs(gap) + half:.3f}"
-    advice = f"can't be told apart; to see a difference of {GOAL}"
-    wanted = (GOAL * error / half) ** 2  # the variance with which GOAL would show
-    if runs and np.isnan(seeds):
-        least = math.ceil(error**2 / wanted - 1e-9)
-        return f"{advice}, train at least {least} seeds a side (three a side tell more exactly)"
-    fixed = max(0, error**2 - seeds / runs) if runs else error**2  # with endless seeds
-    if fixed < wanted:
-        more_seeds = math.ceil(seeds / (wanted - fixed) - 1e-9)
-        return f"{advice}, train roughly {more_seeds} seeds a side"
-    more_rows = math.ceil(rows * error**2 / wanted / 100 - 1e-9) * 100
-    useless = "; more seeds don't help" if runs else ""
-    return f"{advice}, about {more_rows} rows are needed{useless}"
+def by_folds(pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
+    """What a jackknife over folds shows beyond rows."""
+    total = 0.0
+    degrees = 0
+    for pair in pairs:
+        without = gap([pair], "without_fold")  # (K, 3 + C)
+        K = len(without)
+        if K > 1:
+            jackknife = (K - 1) / K * ((without - without.mean(0)) ** 2).sum(0)
+            total += jackknife - gap([pair], "drawn").var(0, ddof=1)
+            degrees += K - 1
+    return total / len(pairs) ** 2, degrees
 
 
-def difference_table(difference: Difference, names: list[str]) -> str:
-    lines = [f"{'':<24}|      A |      B |   B - A | 95 % interval"]
-    for name, a, b, half in zip(names, difference.a, difference.b, difference.half, strict=True):
-        if not np.isnan(a):
-            gap = b - a
-            interval = f"{gap - half:+.4f} to {gap + half:+.4f}"
-            lines.append(f"{name[:23]:<24}| {a:.4f} | {b:.4f} | {gap:+.4f} | {interval}")
-    return "\n".join(lines)
+def by_runs(pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
+    """What runs of one side on equal folds vary beyond rows."""
+    squares = 0.0
+    degrees = 0
+    for side in (side for pair in pairs for side in pair if len(side) > 1):
+        scores = np.array([run.score for run in side])
+        squares += ((scores - scores.mean(0)) ** 2).sum(0) - squares_by_rows(side)
+        degrees += len(side) - 1
+    of_one_run = squares / max(1, degrees)
+    share = sum(1 / len(side) for pair in pairs for side in pair) / len(pairs) ** 2
+    return of_one_run * share, degrees
 
 
-def draw_difference(path: str, difference: Difference, names: list[str], heading: str) -> None:
-    from matplotlib.figure import Figure
+def by_splits(pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
+    """What B - A varies beyond rows from one set of folds to another."""
+    if len(pairs) == 1:
+        return 0.0, 0
+    gaps = np.array([gap([pair], "score") for pair in pairs])
+    drawn = np.array([gap([pair], "chosen_again") for pair in pairs])  # (pairs, D, 3 + C)
+    by_rows = (drawn - drawn.mean(0)).var(1, ddof=1).sum(0) / (len(pairs) - 1)
+    return (gaps.var(0, ddof=1) - by_rows) / len(pairs), len(pairs) - 1
 
-    gap = difference.b - difference.a
-    known = np.flatnonzero(~np.isnan(difference.a))[::-1]
-    figure = Figure(figsize=(7, 1 + 0.35 * len(known)), layout="constrained")
-    ax = figure.subplots()
-    ax.errorbar(gap[known], range(len(known)), xerr=difference.half[known], fmt="o", capsize=3)
-    ax.axvline(0, color="grey", lw=1)
-    ax.set_yticks(range(len(known)), [names[j][:24].replace("$", r"\$") for j in known])
-    ax.set(title=heading, xlabel="B - A, with 95 % interval")
-    with writing(Path(path), "name another --plot", 2):
-        figure.savefig(path, format="png")
+
+def squares_by_rows(side: Sequence[Measured]) -> np.ndarray:
+    """(3 + C,): the sum of squares, around their mean, that rows alone give a side's runs."""
+    drawn = np.array([run.chosen_again for run in side])  # (runs, D, 3 + C)
+    return (drawn - drawn.mean(0)).var(1, ddof=1).sum(0)
+
+
+def luck_of_trainings(pairs: Sequence[Pair]) -> np.ndarray:
+    """(3 + C,): the variance of B - A by what each training makes of the rows; nan where no side
+    has two runs on equal folds."""
+    sides = [side for pair in pairs for side in pair]
+    degrees = sum(len(side) - 1 for side in sides)
+    if not degrees:
+        return np.full_like(sides[0][0].score, np.nan)
+    of_one_run = sum(squares_by_rows(side) for side in sides if len(side) > 1) / degrees
+    return of_one_run * sum(1 / len(side) for side in sides) / len(pairs) ** 2

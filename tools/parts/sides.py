@@ -1,0 +1,212 @@
+"""Finished runs as sides of a comparison: read, checked, put in pairs; the recipes they are of.
+
+N rows of all runs together, n held out by one run, C labels.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import metrics
+from config import Config
+from data import OutOfFold, threshold_folds
+from support.files import damage, file_sha256, read_json, read_npy
+from support.finished import OofCSV, read_labelled_oof, read_settings
+from support.process import UserError, warn
+from support.run import Run, differences
+from tools.parts.difference import Judged, Pair, judge
+
+MOST_NAMED = 3  # files of changed code
+SEEDS = ("settings.seed", "settings.split_seed")
+# What identity has beside the recipe: the machine, and files that may hold other columns as well.
+BESIDE = ("versions.", "threads", "world_size", "data_sha256", "valid_sha256", "encoder_saw")
+
+
+@dataclass
+class Finished:
+    """A run, its settings and its held-out rows; `judged` has verdicts once all runs are read."""
+
+    run: Run
+    config: Config
+    oof: OofCSV
+    rows: np.ndarray  # int (n,): numbers of its rows, the same in all runs
+    judged: Judged | None = None
+
+    @property
+    def recipe(self) -> dict:
+        """What of the run's identity is neither seed, nor machine, nor data."""
+        identity = {k: v for k, v in self.run.identity.items() if k not in SEEDS}
+        return {k: v for k, v in identity.items() if not k.startswith(BESIDE)}
+
+
+def read_all(folders: Sequence[str], moved: list[str]) -> tuple[list[Finished], np.ndarray]:
+    """The runs, and the groups (N,) of the rows.
+
+    `moved`: see `read_labelled_oof`. UserError for runs on other rows or labels.
+    """
+    for folder in folders:
+        if not Path(folder, "env.json").is_file():
+            raise UserError(f"{folder}: is no run - name the folder that train.py made")
+    numbers = {}  # of the rows of all runs
+    found = []
+    for folder in folders:
+        run = open_finished(folder)
+        if found:
+            check_same_data(run, found[0].run)
+        oof = read_labelled_oof(run, moved)
+        found.append(Finished(run, read_settings(run), oof, number_rows(oof, numbers)))
+    today = file_sha256(metrics.__file__)
+    older = [one for one in found if one.run.identity.get("code.metrics.py", today) != today]
+    if older:
+        count = f"{older[0].run.path}" + (f" and {len(older) - 1} others" if older[1:] else "")
+        warn(f"{count}: made with another metrics.py; today's chooses the thresholds")
+    groups = np.array([group for _, group, _ in numbers])
+    given = common_labels(found, len(numbers))
+    for one in found:
+        oof = one.oof
+        held_out = OutOfFold(np.arange(len(one.rows)), oof.fold, given[one.rows], oof.p)
+        part = threshold_folds(held_out, oof.group, one.config)
+        held_out.rows = one.rows
+        one.judged = judge(held_out, groups, part)
+    return found, groups
+
+
+def open_finished(folder: str) -> Run:
+    """A run whose totals are there. Its weights are not needed, and not checked."""
+    run = Run(Path(folder))
+    if problem := damage(run.path, run.key):
+        hint = "train it to its end, or copy all of it but the folds"
+        raise UserError(f"{run.path}: is not finished, or damaged ({problem}) - {hint}")
+    return run
+
+
+def check_same_data(run: Run, first: Run) -> None:
+    """UserError for other labels, or other texts. Shares and 0/1 labels of the same texts may be
+    compared: `common_labels` looks at what was given."""
+    labels, other = (r.identity["settings.labels"] for r in (run, first))
+    hint = "compare runs on the same rows"
+    if labels != other:
+        problem = f"settings.labels is {labels!s:.40}, of {first.path} {other!s:.40}"
+        raise UserError(f"{run.path}: {problem} - {hint}")
+    same_file = [
+        run.identity.get(k) == first.identity.get(k) for k in ("data_sha256", "valid_sha256")
+    ]
+    if not all(same_file):
+        texts, others = (read_npy(r.path / "texts.npy", "u", "text hashes") for r in (run, first))
+        if len(np.intersect1d(texts, others)) < 0.9 * min(len(texts), len(others)):
+            raise UserError(f"{run.path}: has other texts than {first.path} - {hint}")
+
+
+def number_rows(oof: OofCSV, numbers: dict[tuple, int]) -> np.ndarray:
+    """int (n,): the same number for a row in all runs, by its id and group; in order, where several
+    have both. `numbers` grows by the rows that are new."""
+    seen = Counter()
+    rows = []
+    for key in zip(oof.ids, oof.group.tolist(), strict=True):
+        rows.append(numbers.setdefault((*key, seen[key]), len(numbers)))
+        seen[key] += 1
+    return np.array(rows)
+
+
+def common_labels(found: list[Finished], rows: int) -> np.ndarray:
+    """float (N, C): the labels given; nan where a run has none. UserError where two runs differ."""
+    given = np.full((rows, found[0].oof.y.shape[1]), np.nan)
+    unknown = np.zeros_like(given, dtype=bool)
+    for one in found:
+        before = given[one.rows]
+        y = one.oof.y
+        differs = ~np.isnan(before) & ~np.isnan(y) & (before != y)
+        if differs.any():
+            i, j = np.argwhere(differs)[0]
+            cell = f"row {one.oof.ids[i]}: {one.config.labels[j]} is {y[i, j]:.0f}"
+            hint = "compare runs on the same labels"
+            raise UserError(f"{one.run.path}: {cell}, elsewhere {before[i, j]:.0f} - {hint}")
+        unknown[one.rows] |= np.isnan(y)
+        given[one.rows] = np.where(np.isnan(before), y, before)
+    given[unknown] = np.nan
+    return given
+
+
+def pair_up(a: list[Finished], b: list[Finished]) -> list[Pair]:
+    """The judged runs of both sides, by the folds of the rows. UserError for folds of one side."""
+    pairs = defaultdict(lambda: Pair([], []))
+    first_of = {}
+    for side, runs in enumerate((a, b)):
+        for one in runs:
+            split = one.rows.tobytes(), one.oof.fold.tobytes()
+            if any(np.array_equal(one.oof.p, other.p) for other in pairs[split][side]):
+                hint = "take another --seed"
+                raise UserError(f"{one.run.path}: equals another run of its side - {hint}")
+            pairs[split][side].append(one.judged)
+            first_of.setdefault(split, one.run.path)
+    for split, pair in pairs.items():
+        if not (pair.a and pair.b):
+            problem = "no run of the other side has its folds"
+            hint = "train with the same --folds and --split-seed (or --seed) on both sides"
+            raise UserError(f"{first_of[split]}: {problem} - {hint}")
+    return list(pairs.values())
+
+
+# Recipes
+
+
+def by_recipe(runs: Sequence[Finished]) -> list[list[Finished]]:
+    """Seeds of one recipe together, in the order of the first of each."""
+    recipes = defaultdict(list)
+    for one in runs:
+        recipes[json.dumps(one.recipe, sort_keys=True)].append(one)
+    return list(recipes.values())
+
+
+def name_of(runs: Sequence[Finished]) -> str:
+    """Of one recipe: its folder; of several seeds what their folders have in common."""
+    paths = [str(one.run.path) for one in runs]
+    if len(paths) == 1:
+        return paths[0]
+    common = os.path.commonprefix(paths).rstrip("_-.0123456789/")
+    return f"{common or os.path.commonpath(paths)} ({len(paths)} runs)"
+
+
+def changes(base: dict, recipe: dict) -> str:
+    """What one recipe has changed of another: 'pooling: mean -> cls; model.py'."""
+    lines = differences(base, recipe)
+    settings = [line.removeprefix("settings.") for line in lines if line.startswith("settings.")]
+    code = [line.split(":")[0].removeprefix("code.") for line in lines if line.startswith("code.")]
+    if len(code) > MOST_NAMED:
+        code = [*code[:MOST_NAMED], f"{len(code) - MOST_NAMED} other files"]
+    return "; ".join([*settings, *code]) or ("another encoder" if lines else "nothing")
+
+
+def seeds_of(runs: Sequence[Finished]) -> str:
+    return ", ".join(str(one.config.seed) for one in runs)
+
+
+def warn_of_unequal_sides(a: Sequence[Finished], b: Sequence[Finished]) -> None:
+    """What moves scores beside the idea: epochs to choose from, precision, versions, machine."""
+    for name, value in (
+        ("precision", lambda one: one.run.identity["settings.precision"]),
+        ("device", lambda one: one.run.identity["settings.device"]),
+        ("torch", lambda one: one.run.identity["versions.torch"]),
+        ("machine", machine_of),
+    ):
+        of_a, of_b = (sorted({value(one) for one in side} - {""}) for side in (a, b))
+        if of_a and of_b and of_a != of_b:
+            both = f"A {', '.join(of_a)}; B {', '.join(of_b)}"
+            warn(f"the sides differ in {name} ({both}): that may be part of the difference")
+    epochs = [sorted({one.config.epochs for one in side}) for side in (a, b)]
+    best = any(one.config.keep == "best" for one in (*a, *b))
+    if best and epochs[0] != epochs[1]:
+        both = "; ".join(f"{name} {', '.join(map(str, e))}" for name, e in zip("AB", epochs, strict=True))
+        why = "--keep best takes the best epoch on held-out rows, and more epochs are more tries"
+        warn(f"the sides differ in epochs ({both}): {why} - train with --keep last")
+
+
+def machine_of(one: Finished) -> str:
+    """'' for runs of older code."""
+    host = read_json(one.run.path / "env.json").get("host", {})
+    return " ".join(host.values())
