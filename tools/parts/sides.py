@@ -201,7 +201,9 @@ def warn_of_unequal_sides(a: Sequence[Finished], b: Sequence[Finished]) -> None:
     epochs = [sorted({one.config.epochs for one in side}) for side in (a, b)]
     best = any(one.config.keep == "best" for one in (*a, *b))
     if best and epochs[0] != epochs[1]:
-        both = "; ".join(f"{name} {', '.join(map(str, e))}" for name, e in zip("AB", epochs, strict=True))
+        both = "; ".join(
+            f"{name} {', '.join(map(str, e))}" for name, e in zip("AB", epochs, strict=True)
+        )
         why = "--keep best takes the best epoch on held-out rows, and more epochs are more tries"
         warn(f"the sides differ in epochs ({both}): {why} - train with --keep last")
 
