@@ -1,21 +1,24 @@
 """How often does tools/compare.py err?
 
+    python benchmarks/error_rates.py null DIR [--repetitions 500] [--only WORDS]
     python benchmarks/error_rates.py same CSV DIR --runs 12 [flags of train.py]
     python benchmarks/error_rates.py samples CSV DIR --other "--epochs 2" [flags of train.py]
 
-same: runs of one recipe on the same folds; --seed alone differs. Which share of their pairs, and of
-pairs of three runs a side, is called different? It should be 5 %.
+null: runs made up, both sides of one recipe (null_cases.py), so that every difference that is
+called is false. Which share is called? It should be 5 %.
+same: real runs of one recipe on the same folds; --seed alone differs. Which share of their pairs,
+and of pairs of three runs a side, is called different? It should be 5 %.
 samples: recipe A (the flags) and B (--other's too) on disjoint samples of the rows. Which share of
 the intervals holds the truth, the mean difference on the other samples? It should be 95 %.
-What is there already is not trained again; weights are removed. The interval of a share leaves out
-each run (or sample) once, as pairs share runs.
+What is in DIR already is not computed again; weights are removed. The interval of a share leaves
+out each run (or sample) once, as pairs share runs.
 """
 
 import argparse
-import functools
 import itertools
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,35 +27,68 @@ from scipy.stats import t
 
 sys.path.insert(0, str(HERE))
 
+import null_cases
+
 from config import Config
 from data import read_table
 from support.csvwriter import csv_text
 from support.process import UserError, exit_codes
 from tools import compare
-from tools.parts.difference import (
-    Difference,
-    Judged,
-    Pair,
-    blocks_of_rows,
-    differ,
-    jackknife,
-    means_of_sides,
-    of_each_run,
-    scores_without,
-)
+from tools.parts.difference import Difference, Pair, combine, draw_rows, measure
 
-SCORES = {"macro-F1": 0, "mean average precision": 2}  # where they stand in a score vector
+SCORES = {"macro-F1": 0, "micro-F1": 1, "mean average precision": 2}  # in a score vector
 
 
-class Cached(Judged):
-    """Sides are means over runs: each run's scores are computed once."""
+# null
 
-    def scores(self, keep: np.ndarray) -> np.ndarray:
-        cache = vars(self).setdefault("cache", {})
-        key = keep.tobytes()
-        if key not in cache:
-            cache[key] = super().scores(keep)
-        return cache[key]
+
+def null(args: argparse.Namespace, _: list[str]) -> None:
+    """The table of false verdicts, as Markdown; a line a case, as it is finished."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    print(NULL_HEADER, flush=True)
+    with ProcessPoolExecutor(args.processes) as pool:
+        for case in null_cases.CASES:
+            if args.only and args.only not in case.name:
+                continue
+            path = args.folder / f"{case.key}.npz"
+            if path.exists():
+                found = dict(np.load(path))
+            else:
+                seeds = range(case.repetitions(args.repetitions))
+                draws = list(pool.map(case.gap_and_half, seeds, chunksize=5))
+                found = {
+                    "gap": np.array([d[0] for d in draws]),
+                    "half": np.array([d[1] for d in draws]),
+                }
+                np.savez(path, **found)
+            print(null_line(case, **found), flush=True)
+
+
+COLUMNS = [
+    "both sides the same",
+    "n",
+    *(f"called: {name}" for name in SCORES),
+    "a label",
+    *(f"width: {name}" for name in ("macro-F1", "micro-F1")),
+    "sees +0.02",
+    "+0.05",
+]
+NULL_HEADER = f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * (len(COLUMNS) - 1)}"
+
+
+def null_line(case: null_cases.Case, gap: np.ndarray, half: np.ndarray) -> str:
+    """gap, half: (repetitions, 3 + C). Width: the mean half interval by 1.96 standard deviations
+    of B - A. Sees: how often an interval moved by so much would leave 0 out."""
+    called = (np.abs(gap) > half).mean(0)
+    width = half.mean(0) / gap.std(0, ddof=1) / 1.96
+    sees = [np.mean(np.abs(gap[:, 0] + lift) > half[:, 0]) for lift in (0.02, 0.05)]
+    shares = [*called[:3], called[3:].mean()]
+    cells = [*(f"{x:.1%}" for x in shares), f"{width[0]:.2f}", f"{width[1]:.2f}"]
+    cells += [f"{x:.0%}" for x in sees]
+    return f"| {case.name} | {len(gap)} | {' | '.join(cells)} |"
+
+
+# Real runs
 
 
 def train(out: Path, csv: Path, flags: list[str]) -> None:
@@ -66,11 +102,13 @@ def train(out: Path, csv: Path, flags: list[str]) -> None:
         weights.unlink()
 
 
-def read_cached(folders: list[Path], csv: Path) -> tuple[list[Cached], np.ndarray]:
-    """Runs on equal folds, and the groups (N,) of the rows."""
+def read_measured(folders: list[Path], csv: Path) -> list:
+    """What was measured of runs on equal folds, on the same draws of rows."""
     first, *others = [str(folder) for folder in folders]
     pairs, groups, _ = compare.read_runs([first], others, [str(csv)])
-    return [Cached(**vars(run)) for pair in pairs for side in pair for run in side], groups
+    runs = [run for pair in pairs for side in pair for run in side]
+    times = draw_rows(np.unique(runs[0].rows), groups)
+    return [measure(run, times) for run in runs]
 
 
 def share(hits: np.ndarray, members: list[set[int]]) -> str:
@@ -87,13 +125,6 @@ def share(hits: np.ndarray, members: list[set[int]]) -> str:
     error = np.sqrt((n - 1) / n * np.sum((without - np.mean(without)) ** 2))
     low, high = np.clip(hits.mean() + t.ppf([0.025, 0.975], n - 1) * error, 0, 1)
     return f"{hits.mean():.1%} [{low:.1%}, {high:.1%}]"
-
-
-def half_by_rows(pair: Pair, groups: np.ndarray) -> np.ndarray:
-    """Half the 95 % interval that a jackknife over blocks of rows alone would give."""
-    block = blocks_of_rows(pair.rows, groups)
-    without_block = of_each_run([pair], functools.partial(scores_without, part=block))
-    return 1.96 * np.sqrt(jackknife(means_of_sides(without_block)))
 
 
 def gaps_and_halves(found: list[Difference], j: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,37 +147,28 @@ def same(args: argparse.Namespace, flags: list[str]) -> None:
         seeds = ["--seed", str(seed), "--split-seed", str(args.split_seed)]
         train(folder, args.csv, [*seeds, *flags])
         folders.append(folder)
-    runs, groups = read_cached(folders, args.csv)
-    everything = np.ones(len(groups), bool)
-    f1 = [run.scores(everything)[0] for run in runs]
+    runs = read_measured(folders, args.csv)
+    f1 = [run.score[0] for run in runs]
     print(f"{len(runs)} runs: macro-F1 {np.mean(f1):.4f}, deviation {np.std(f1, ddof=1):.4f}")
     rng = np.random.default_rng(0)
-    for size in (1, 3):
+    for size in (1, 2, 3):
         if 2 * size <= len(runs):
-            print_called_different(runs, groups, size, args.pairs, rng)
+            print_called_different(runs, size, args.pairs, rng)
 
 
-def print_called_different(
-    runs: list[Cached], groups: np.ndarray, size: int, most: int, rng: np.random.Generator
-) -> None:
+def print_called_different(runs: list, size: int, most: int, rng: np.random.Generator) -> None:
     """Of pairs with `size` runs a side; of `most` of them, where there are more."""
     sides = itertools.combinations(range(len(runs)), size)
     numbers = [(a, b) for a, b in itertools.combinations(sides, 2) if not set(a) & set(b)]
     numbers = [numbers[i] for i in rng.permutation(len(numbers))[:most]]
-    pairs = [Pair([runs[i] for i in a], [runs[i] for i in b]) for a, b in numbers]
     members = [{*a, *b} for a, b in numbers]
-    found = [differ([pair], groups) for pair in pairs]
-    half_of_rows = np.array([half_by_rows(pair, groups) for pair in pairs])
+    found = [combine([Pair([runs[i] for i in a], [runs[i] for i in b])]) for a, b in numbers]
     for name, j in SCORES.items():
         gap, half = gaps_and_halves(found, j)
         called = share(np.abs(gap) > half, members)
-        by_rows = np.mean(np.abs(gap) > half_of_rows[:, j])
         root_mean_square = np.sqrt(np.mean(gap**2))
         sizes = f"differences {root_mean_square:.4f}, half intervals {half.mean():.4f}"
-        print(
-            f"{size} a side, {len(pairs)} pairs, {name}: {called} called different"
-            f" | {sizes} | by rows alone {by_rows:.1%}"
-        )
+        print(f"{size} a side, {len(numbers)} pairs, {name}: {called} called different | {sizes}")
 
 
 # samples
@@ -164,8 +186,8 @@ def samples(args: argparse.Namespace, flags: list[str]) -> None:
         folder_b = args.folder / f"b_{i}"
         train(folder_a, csv, recipe)
         train(folder_b, csv, [*recipe, *args.other.split()])
-        (a, b), groups = read_cached([folder_a, folder_b], csv)
-        found.append(differ([Pair([a], [b])], groups))
+        a, b = read_measured([folder_a, folder_b], csv)
+        found.append(combine([Pair([a], [b])]))
     for name, j in SCORES.items():
         gap, half = gaps_and_halves(found, j)
         truth = (gap.sum() - gap) / (len(gap) - 1)  # of each sample: the mean of the others
@@ -195,9 +217,11 @@ def write_samples(args: argparse.Namespace) -> list[Path]:
 @exit_codes
 def main(argv: list[str] | None = None) -> int:
     parser = flag_parser(__doc__)
-    parser.add_argument("question", choices=["same", "samples"])
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("question", choices=["null", "same", "samples"])
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="[CSV] DIR")
+    parser.add_argument("--repetitions", type=int, default=500, help="of each case of null")
+    parser.add_argument("--only", help="cases of null whose name has these words")
+    parser.add_argument("--processes", type=int, default=1, dest="processes", help="of null")
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=200, help="compared at most")
     parser.add_argument("--split-seed", type=int, default=42)
@@ -205,7 +229,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=2000, help="of a sample")
     parser.add_argument("--other", default="--epochs 2", metavar="FLAGS")
     args, flags = parser.parse_known_args(argv)
-    answer = {"same": same, "samples": samples}[args.question]
+    *csv, args.folder = args.paths
+    if len(csv) != (args.question != "null"):
+        raise UserError(f"{args.question}: name {'DIR' if csv else 'CSV and DIR'}")
+    args.csv = csv[0] if csv else None
+    answer = {"null": null, "same": same, "samples": samples}[args.question]
     answer(args, flags)
     return 0
 

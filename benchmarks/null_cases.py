@@ -35,6 +35,21 @@ class Case:
     quality: float = 0.0
     lift: float = 0.0  # how much stronger the signal of B is
 
+    @property
+    def key(self) -> str:
+        """A file's name."""
+        return "".join(c if c.isalnum() else "_" for c in self.name)
+
+    def repetitions(self, most: int) -> int:
+        """Fewer where a repetition takes seconds."""
+        cells = self.rows * len(self.share) * self.side * self.splits
+        return most if cells <= 15_000 else most * 2 // 5
+
+    def gap_and_half(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(3 + C,) each."""
+        found = self.compared(seed)
+        return found.b - found.a, found.half
+
     def compared(self, seed: int) -> Difference:
         """`differ` on one draw of everything."""
         rng = np.random.default_rng(seed)

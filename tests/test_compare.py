@@ -9,14 +9,17 @@ import shutil
 import numpy as np
 import pytest
 from conftest import LABELS, make_rows, write_csv
+from scipy.stats import t
 from sklearn.metrics import average_precision_score, f1_score
 
+import metrics
 import predict
 import train
+from data import OutOfFold
 from support import files, finished
 from support.process import UserError
 from tools import compare
-from tools.parts import difference
+from tools.parts import difference, verdict
 from tools.parts.difference import Judged
 
 
@@ -24,91 +27,334 @@ def judged(y, pred, fold, p=None) -> Judged:
     return Judged(np.arange(len(y)), fold, y, p, pred)
 
 
-def test_scores_are_those_of_scikit_learn():
+def out_of_fold(rng, y, fold, signal=1.0, by_fold=0.0) -> OutOfFold:
+    """A run made up: scores that know the labels, and luck by row and by fold."""
+    luck = by_fold * rng.standard_normal((fold.max() + 1, y.shape[1]))[fold]
+    z = signal * (2 * y - 1) + rng.standard_normal(y.shape) + luck
+    return OutOfFold(np.arange(len(y)), fold, y, (1 / (1 + np.exp(-1.5 * z))).astype(np.float32))
+
+
+def labels(rng, rows: int, share=(0.4, 0.4, 0.4)) -> np.ndarray:
+    return (rng.random((rows, len(share))) < share).astype(float)
+
+
+def times_of(rows: np.ndarray, n: int) -> np.ndarray:
+    return np.bincount(rows, minlength=n)[None].astype(np.float32)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("rows", ["all", "some", "repeated"])
+def test_scores_are_those_of_scikit_learn(rows):
     rng = np.random.default_rng(0)
-    y, p = (rng.random((90, 4)) < 0.4).astype(float), rng.random((90, 4))
-    keep = rng.random(90) < 0.7
-    got = judged(y, p > 0.5, np.zeros(90, int), p).scores(keep)
-    y, pred, p = y[keep], (p > 0.5)[keep], p[keep]
+    y, p = labels(rng, 90, (0.4, 0.1, 0.7, 0.5)), rng.random((90, 4)).round(1)  # with ties
+    chosen = {"all": np.arange(90), "some": np.flatnonzero(rng.random(90) < 0.7)}
+    chosen["repeated"] = rng.integers(0, 90, 90)
+    take = chosen[rows]
+    (got,) = judged(y, p > 0.5, np.zeros(90, int), p).scores(times_of(take, 90))
+    y, pred, p = y[take], (p > 0.5)[take], p[take]
     by_label = f1_score(y, pred, average=None)
     means = [f1_score(y, pred, average=a) for a in ("macro", "micro")]
     assert np.allclose(got, [*means, average_precision_score(y, p, average="macro"), *by_label])
 
 
-def test_jackknife_of_a_mean_is_the_textbooks_variance():
-    x = np.random.default_rng(0).normal(size=50)
-    without = np.array([np.delete(x, i).mean() for i in range(50)])
-    assert np.isclose(difference.jackknife(np.stack([0 * without, without])), x.var(ddof=1) / 50)
+def test_unknown_cells_are_left_out():
+    rng = np.random.default_rng(1)
+    y, p = labels(rng, 80), rng.random((80, 3))
+    y[rng.random(y.shape) < 0.3] = np.nan
+    (got,) = judged(y, p > 0.5, np.zeros(80, int), p).scores(np.ones((1, 80), np.float32))
+    for j in range(3):
+        known = ~np.isnan(y[:, j])
+        assert np.isclose(got[3 + j], f1_score(y[known, j], p[known, j] > 0.5))
+    ap = [average_precision_score(y[k, j], p[k, j]) for j, k in enumerate((~np.isnan(y)).T)]
+    assert np.isclose(got[2], np.mean(ap)) and np.isclose(got[0], got[3:].mean())
 
 
-def simulated(rng, rows: int, right: float, shift: float, fold: np.ndarray, y) -> Judged:
-    """Verdicts right with this probability; `shift`: how far a training moves that of its fold."""
-    chance = right + shift * rng.normal(size=fold.max() + 1)[fold, None]
-    return judged(y, np.where(rng.random(y.shape) < chance, y, 1 - y) > 0, fold)
+def test_each_draw_chooses_thresholds_again():
+    rng = np.random.default_rng(2)
+    y, fold = labels(rng, 200), np.arange(200) % 5
+    run = difference.judge(out_of_fold(rng, y, fold), np.arange(200))
+    take = rng.integers(0, 200, 200)
+    (got,) = run.scores_chosen_again(times_of(take, 200))
+    take = np.sort(take)
+    pred = metrics.cross_fit(y[take], run.p[take], fold[take])
+    assert np.isclose(got[0], f1_score(y[take], pred, average="macro"))
+    assert got[0] != run.scores(times_of(take, 200))[0, 0]
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.05])
-def test_equal_sides_are_called_different_in_about_one_of_twenty(shift):
+def test_a_label_without_both_classes_is_not_ranked():
+    y = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    p = np.array([[0.9, 0.1], [0.2, 0.3], [0.8, 0.2]])
+    run = judged(y, p > 0.5, np.zeros(3, int), p)
+    assert run.average_precision(np.ones((1, 3)))[0] == 1.0
+    assert np.isnan(run.average_precision(np.array([[1.0, 0.0, 1.0]]))[0])
+
+
+# Intervals
+
+
+def loop(a: list, b: list, groups) -> tuple[np.ndarray, np.ndarray]:
+    """B - A and its standard error in macro-F1, by plain loops over runs on one set of folds."""
+    f1 = lambda y, pred: np.mean([f1_score(y[:, j], pred[:, j]) for j in range(y.shape[1])])  # noqa: E731
+    y, fold = a[0].y, a[0].fold
+    pred = {id(r): metrics.cross_fit(y, r.p, fold) for r in (*a, *b)}
+    mean = lambda side, score: np.mean([score(r) for r in side])  # noqa: E731
+    gap = lambda score: mean(b, score) - mean(a, score)  # noqa: E731
+    own = lambda rows: lambda r: f1(y[rows], pred[id(r)][rows])  # noqa: E731
+    again, kept, each = [], [], {id(r): [] for r in (*a, *b)}
+    names = np.unique(groups)
+    rng = np.random.default_rng(0)
+    for drawn in rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=50):
+        rows = np.concatenate(
+            [np.repeat(np.flatnonzero(groups == n), k) for n, k in zip(names, drawn)]
+        )
+        new = {
+            id(r): f1(y[rows], metrics.cross_fit(y[rows], r.p[rows], fold[rows])) for r in (*a, *b)
+        }
+        again.append(gap(lambda r: new[id(r)]))
+        kept.append(gap(own(rows)))
+        for key, value in new.items():
+            each[key].append(value)
+    by_rows = np.var(again, ddof=1)
+    views = []
+    K = fold.max() + 1
+    if K > 1:
+        without = [gap(own(np.flatnonzero(fold != k))) for k in range(K)]
+        views.append(((K - 1) * np.var(without) - np.var(kept, ddof=1), K - 1))
+    degrees = len(a) + len(b) - 2
+    if degrees:
+        excess = 0.0
+        for side in (a, b):
+            of_all = np.array([own(np.arange(len(y)))(r) for r in side])
+            of_draws = np.array([each[id(r)] for r in side])
+            excess += ((of_all - of_all.mean()) ** 2).sum()
+            excess -= (of_draws - of_draws.mean(0)).var(1, ddof=1).sum()
+        views.append((excess / degrees * (1 / len(a) + 1 / len(b)), degrees))
+    beyond, freedom = 0.0, 0
+    if views:
+        freedom = sum(d for _, d in views) + 1
+        beyond = max(0.0, (sum(v * d for v, d in views) + 0.5 * by_rows) / freedom)
+    error = np.sqrt(by_rows + beyond)
+    degrees = (by_rows + beyond) ** 2 / (by_rows**2 / 49 + beyond**2 / max(1, freedom))
+    return gap(own(np.arange(len(y)))), t.ppf(0.975, degrees) * error
+
+
+@pytest.mark.parametrize("folds, runs", [(5, (1, 1)), (5, (3, 2)), (1, (1, 1)), (1, (2, 3))])
+@pytest.mark.parametrize("groups", [0, 25])
+def test_the_interval_is_that_of_plain_loops(folds, runs, groups):
+    rng = np.random.default_rng(3)
+    y = labels(rng, 150)
+    group = rng.integers(0, groups, 150) if groups else np.arange(150)
+    fold = group % folds
+    a, b = ([out_of_fold(rng, y, fold, by_fold=0.5) for _ in range(k)] for k in runs)
+    if folds == 1:  # thresholds at 0.5, so that loops need no parts
+        make = lambda r: Judged(r.rows, r.fold, y, r.p, r.p >= 0.5)  # noqa: E731
+        found = difference.differ([([*map(make, a)], [*map(make, b)])], group)
+        real = metrics.cross_fit
+        metrics.cross_fit = lambda y, p, fold: p >= 0.5
+        try:
+            expected = loop(a, b, group)
+        finally:
+            metrics.cross_fit = real
+    else:
+        found = difference.differ([(a, b)], group)
+        expected = loop(a, b, group)
+    assert np.allclose([found.b[0] - found.a[0], found.half[0]], expected, atol=1e-6)
+
+
+def test_nothing_differs():
+    rng = np.random.default_rng(4)
+    y, fold = labels(rng, 100), np.arange(100) % 5
+    run = out_of_fold(rng, y, fold)
+    found = difference.differ([([run], [run])], np.arange(100))
+    assert np.array_equal(found.a, found.b) and not found.error.any()
+    assert np.isnan(found.p_value).all()
+    assert verdict.verdict(found, 100) == (
+        "can't be told apart: B - A lies between +0.0000 and +0.0000"
+    )
+
+
+def test_one_fold_that_failed_widens_the_interval():
+    """B is A but for one fold, whose scores are noise: no 'A is better' of one accident."""
+    rng = np.random.default_rng(5)
+    y, fold = labels(rng, 500), np.arange(500) % 5
+    a = out_of_fold(rng, y, fold, signal=2.0)
+    p = a.p.copy()
+    p[fold == 0] = rng.random((100, 3)).astype(np.float32)
+    b = OutOfFold(a.rows, fold, y, p)
+    found = difference.differ([([a], [b])], np.arange(500))
+    gap = found.a[0] - found.b[0]
+    whole = [judged(y, metrics.cross_fit(y, run.p, fold), 0 * fold) for run in (a, b)]
+    by_rows = difference.differ([tuple([run] for run in whole)], np.arange(500))
+    assert by_rows.half[0] < gap < found.half[0] and gap > 0.03
+
+
+def test_a_label_of_three_positives():
+    """The interval of a rare label is wide, and the others are told apart all the same."""
+    rng = np.random.default_rng(6)
+    y, fold = labels(rng, 600), np.arange(600) % 5
+    y[:, 2] = 0
+    y[[0, 6, 12], 2] = 1
+    a, b = (out_of_fold(rng, y, fold, signal) for signal in (1.0, 2.0))
+    found = difference.differ([([a], [b])], np.arange(600))
+    assert found.half[5] > 5 * found.half[3] and np.isfinite(found.half).all()
+    rows = dict(verdict.table_rows(found, ["x", "y", "rare"]))
+    assert -1 <= rows["rare"][3] <= rows["rare"][4] <= 1
+    assert verdict.remarks(found, ["x", "y", "rare"])[0].endswith("(Holm): x, y")
+
+
+@pytest.mark.parametrize("by_fold", [0.0, 0.5])
+def test_equal_sides_are_called_different_in_about_one_of_twenty(by_fold):
     """Also where a training moves a whole fold, which rows drawn with replacement don't show."""
     rng, fold, wrong, by_rows = np.random.default_rng(1), np.arange(500) % 5, [], []
     for _ in range(30):
-        y = (rng.random((500, 3)) < 0.4).astype(float)
-        a, b = (simulated(rng, 500, 0.8, shift, fold, y) for _ in "ab")
+        y = labels(rng, 500)
+        a, b = (out_of_fold(rng, y, fold, by_fold=by_fold) for _ in "ab")
         found = difference.differ([([a], [b])], np.arange(500))
         gap = abs(found.b[0] - found.a[0])
         wrong.append(gap > found.half[0])
-        block = np.arange(500) % 100
-        without = np.array([difference.scores_without(run, block) for run in (a, b)])
-        rows = difference.jackknife(without)
-        by_rows.append(gap > 1.96 * np.sqrt(rows[0]))
-    assert np.mean(wrong) <= 0.12
-    if shift:
-        assert np.mean(by_rows) >= 0.2  # so the folds are needed
+    assert np.mean(wrong) <= 0.14
+
+
+def test_on_a_hold_out_seeds_show_the_luck_of_trainings():
+    """Trainings of unequal quality: three runs a side give an interval that knows it, one doesn't
+    and so gives no verdict on the recipe."""
+    rng, fold = np.random.default_rng(2), np.zeros(1500, int)
+    missed = {1: 0, 3: 0}
+    for _ in range(8):
+        y = labels(rng, 1500)
+        for k in missed:
+            a, b = (
+                [out_of_fold(rng, y, fold, 1 + 0.15 * rng.normal()) for _ in range(k)] for _ in "ab"
+            )
+            found = difference.differ([(a, b)], np.arange(1500))
+            missed[k] += abs(found.b[0] - found.a[0]) > found.half[0]
+            assert (found.seen > 0) == (k == 3)
+            said = verdict.verdict(found, 1500)
+            assert ("one run a side says nothing about the recipes" in said) == (k == 1)
+            assert k == 3 or not said.startswith(("A", "B"))
+    assert missed[1] >= 3 and missed[3] <= 1
 
 
 def test_a_better_side_is_found_and_more_seeds_narrow_the_interval():
     rng, fold, half = np.random.default_rng(2), np.arange(400) % 5, []
-    y = (rng.random((400, 3)) < 0.4).astype(float)
+    y = labels(rng, 400)
     for seeds in (1, 6):
-        a = [simulated(rng, 400, 0.75, 0, fold, y) for _ in range(seeds)]
-        b = [simulated(rng, 400, 0.85, 0, fold, y) for _ in range(seeds)]
+        a = [out_of_fold(rng, y, fold) for _ in range(seeds)]
+        b = [out_of_fold(rng, y, fold, 2.0) for _ in range(seeds)]
         found = difference.differ([(a, b)], np.arange(400))
         half.append(found.half[0])
-        assert difference.verdict(found, seeds, 400) == "B is better"
+        assert verdict.verdict(found, 400) == "B is better"
         turned = difference.differ([(b, a)], np.arange(400))
-        assert difference.verdict(turned, seeds, 400) == "A is better"
+        assert verdict.verdict(turned, 400) == "A is better"
+        assert np.isclose(turned.half[0], found.half[0])
     assert half[1] < 0.6 * half[0]
 
 
 def test_rows_of_a_group_count_once():
     """Each row four times, as one group: the interval of a quarter of the rows."""
     rng, fold = np.random.default_rng(3), np.zeros(300, int)  # no folds: rows alone
-    y = (rng.random((300, 3)) < 0.4).astype(float)
-    a, b = (simulated(rng, 300, 0.8, 0, fold, y) for _ in "ab")
+    y = labels(rng, 300)
+    a, b = (judged(y, run.p > 0.5, fold) for run in (out_of_fold(rng, y, fold) for _ in "ab"))
     one = difference.differ([([a], [b])], np.arange(300))
     a4, b4 = (judged(*(np.repeat(x, 4, 0) for x in (s.y, s.pred, s.fold))) for s in (a, b))
     four = difference.differ([([a4], [b4])], np.repeat(np.arange(300), 4))
     alone = difference.differ([([a4], [b4])], np.arange(1200))
-    assert np.isclose(one.error[0], four.error[0], rtol=0.15)
+    assert np.isclose(one.error[0], four.error[0], rtol=0.01)
     assert alone.error[0] < 0.7 * four.error[0]
 
 
+def test_sets_of_folds_that_disagree_widen_the_interval():
+    rng, half = np.random.default_rng(7), []
+    y = labels(rng, 400)
+    for shift in (0.0, 0.8):
+        pairs = []
+        for better in (1, -1, 1, -1):
+            fold = rng.permutation(400) % 5
+            sides = (out_of_fold(rng, y, fold, 2 + s * better * shift / 2) for s in (-1, 1))
+            pairs.append(tuple([run] for run in sides))
+        half.append(difference.differ(pairs, np.arange(400)).half[0])
+    assert half[1] > 1.5 * half[0]
+
+
+# What is said
+
+
+def a_difference(gap, error, luck=np.nan, runs=1, folds=5) -> difference.Difference:
+    one = np.ones(5)
+    scores = (0.5 * one, (0.5 + gap) * one, error * one, 1e6 * one, luck * one)
+    return difference.Difference(*scores, 1, runs, folds, seen=folds - 1)
+
+
 @pytest.mark.parametrize(
-    "gap, half, error, seeds, runs, words",
+    "found, words",
     [
-        (0.03, 0.02, 0.01, np.nan, 1, "B is better"),
-        (-0.03, 0.02, 0.01, np.nan, 1, "A is better"),
-        (-0.005, 0.009, 0.004, np.nan, 1, "the difference is at most 0.014"),
-        (0.01, 0.02, 0.01, np.nan, 1, "at least 4 seeds a side (three a side"),
-        (0.01, 0.02, 0.01, 3e-4, 3, "roughly 12 seeds a side"),  # 1e-4 = seeds / 3: no other luck
-        (0.01, 0.02, 0.01, 9e-4, 3, "roughly 36 seeds a side"),  # more luck than the error has
-        (0.01, 0.02, 0.01, 1.5e-4, 3, "about 4000 rows are needed; more seeds don't help"),
-        (0.01, 0.02, 0.01, np.nan, 0, "about 4000 rows are needed"),
+        (a_difference(0.03, 0.01), "B is better"),
+        (a_difference(-0.03, 0.01), "A is better"),
+        (a_difference(-0.03, 0.01, runs=0, folds=1), "A is better (these predictions, on rows"),
+        (a_difference(0.03, 0.01, folds=1), "on these rows B's model is better; one run a side"),
+        (a_difference(0.01, 0.01, folds=1), "the two models can't be told apart; one run a side"),
+        (a_difference(0.01, 0.01), "B - A lies between -0.0096 and +0.0296"),
+        (a_difference(0.9, 0.6), "lies between -0.2760 and +1.0000"),
+        # (1.96 / 1)^2 = 3.8 and (2.8 / 1)^2 = 7.8 times the runs of one side
+        (a_difference(0.01, 0.01), "4 to 8 seeds a side would show it - fix their number before"),
+        (a_difference(0.01, 0.01, 1e-4, 3), "12 to 24 seeds a side"),
+        (a_difference(0.001, 0.01), "not even 30 seeds a side would show it reliably"),
+        (
+            a_difference(0.01, 0.01, 5e-5, 3),
+            "about 3900 to 7900 rows would show it; more seeds don't",
+        ),
+        (a_difference(0.01, 0.01, runs=0, folds=1), "about 3900 to 7900 rows would show it"),
     ],
 )
-def test_what_would_tell(gap, half, error, seeds, runs, words):
-    a, b, *others = (np.array([x]) for x in (0.5, 0.5 + gap, error, half, seeds))
-    assert words in difference.verdict(difference.Difference(a, b, *others), runs, 1000)
+def test_the_verdict(found, words):
+    assert words in verdict.verdict(found, 1000, files=found.runs == 0)
+
+
+def test_no_advice_names_thousands_of_seeds():
+    for gap in 10.0 ** -np.arange(1, 9):
+        for luck in (np.nan, 1e-9, 5e-5, 1e-4):
+            said = verdict.verdict(a_difference(gap, 0.01, luck, 3), 100)
+            assert all(
+                int(word) <= 30
+                for word in said.split()
+                if word.isdecimal() and "seeds" in said and "rows" not in said
+            )
+
+
+def test_labels_are_corrected_for_their_number():
+    p = np.array([0.01, 0.04, 0.03, 0.5, np.nan])
+    assert np.allclose(verdict.holm(p), [0.05, 0.12, 0.12, 1, 1])
+    found = a_difference(np.array([0, 0, 0, 0.03, 0.022]), 0.01)
+    said = verdict.remarks(found, ["joy", "fear"])
+    assert said == ["labels that differ, corrected for 2 labels (Holm): joy, fear"]
+    found = a_difference(np.array([0, 0, 0, 0.021, 0.01]), 0.01)  # p 0.036: not of two
+    assert verdict.remarks(found, ["joy", "fear"])[0].endswith(": none")
+
+
+@pytest.mark.parametrize(
+    "folds, runs, said", [(2, 1, True), (3, 1, True), (5, 1, False), (2, 3, False)]
+)
+def test_few_folds_tell_little(folds, runs, said):
+    lines = verdict.remarks(a_difference(0.01, 0.01, runs=runs, folds=folds), ["joy", "fear"])
+    assert any(f"{folds} folds show little" in line for line in lines) == said
+
+
+def test_every_run_beats_every_run():
+    assert verdict.ranking([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]).endswith(
+        "B beats every run of A: by luck alone in 1 of 20"
+    )
+    assert verdict.ranking([0.4, 0.5, 0.6], [0.1, 0.2, 0.3]).startswith("every run of A beats")
+    assert verdict.ranking([0.1, 0.2, 0.3], [0.3, 0.5, 0.6]) is None
+    assert verdict.ranking([0.1, 0.2], [0.4, 0.5, 0.6]) is None
+
+
+def test_latex_is_escaped():
+    lines = verdict.latex_table(a_difference(0.01, 0.01), ["a_b & 50 %", "x"]).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrrr}" and lines[-1] == r"\end{tabular}"
+    assert any(line.startswith(r"a\_b \& 50 \% & 0.5000 & 0.5100 & $+0.0100$ & ") for line in lines)
+    assert len(lines) == 8
 
 
 # Run folders
@@ -141,7 +387,8 @@ def test_the_table_shows_each_runs_own_score(runs, name, capsys):
     out = capsys.readouterr().out
     score = json.loads((runs / name / "metrics.json").read_text())["macro_f1_cross_fitted"]
     assert f"| {score:.4f} | {score:.4f} | +0.0000 | " in out and "can't be told apart" in out
-    assert ("one held-out set" in out) == (name != "a")
+    assert ("one run a side says nothing about the recipes" in out) == (name != "a")
+    assert f"wrote {runs / 'p.png'}" in out
     assert (runs / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -158,7 +405,7 @@ def test_hold_outs_of_several_seeds_are_paired_by_their_rows(runs, capsys):
     a, half, half2 = (str(runs / name) for name in ("a", "half", "half2"))
     pairs, *_ = compare.read_runs([half, half2, a], [half2, a, half], [])
     assert [list(map(len, pair)) for pair in pairs] == [[1, 1]] * 3
-    assert not np.array_equal(pairs[0].rows, pairs[1].rows)
+    assert not np.array_equal(pairs[0].a[0].rows, pairs[1].a[0].rows)
     assert compare.main([half, half2]) == 2 and compare.main([a, half]) == 2
     err = capsys.readouterr().err
     assert err.count("no run of the other side has its folds - train with the same") == 2
@@ -232,7 +479,7 @@ def test_runs_on_other_folds_rows_or_labels(runs, tmp_path, bert, train_csv, cap
     assert compare.main([a, str(runs / "c")]) == 2
     assert "no run of the other side has its folds" in capsys.readouterr().err
     assert compare.main([a, str(runs / "dev")]) == 2
-    assert "valid_sha256 is" in capsys.readouterr().err
+    assert "no run of the other side has its folds" in capsys.readouterr().err
     argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--out", str(tmp_path / "joy")]
     assert train.main([*argv, "--train", str(train_csv), "--labels", "joy"]) == 0
     capsys.readouterr()

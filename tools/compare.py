@@ -140,7 +140,7 @@ def compare_sides(args: argparse.Namespace) -> None:
     rows = check_enough(pairs, groups)
     difference = differ(pairs, groups)
     remarks = [*verdict.remarks(difference, names), *about]
-    answer = verdict.verdict(difference, rows)
+    answer = verdict.verdict(difference, rows, files=bool(args.test))
     sides = f"A: {', '.join(args.a)}\nB: {', '.join(args.b)}"
     print(sides)
     table = verdict.latex_table if args.latex else verdict.difference_table

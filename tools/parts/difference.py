@@ -17,10 +17,12 @@ import metrics
 from data import OutOfFold, assign_folds
 
 DRAWS = 50  # of rows, with replacement; 100 gave the same intervals
-# What trainings move beyond rows is estimated from few folds and runs. It is drawn to half of what
-# rows move, with the weight of one degree of freedom (variances moderated as in Smyth 2004). Two
-# runs a side on a hold-out would else have intervals twice as wide as needed.
+# What trainings move beyond rows is estimated from few folds and runs. For F1 it is drawn to half
+# of what rows move, with the weight of one degree of freedom (variances moderated as in Smyth
+# 2004): else two runs a side on a hold-out would have intervals twice as wide as needed. Average
+# precision has no thresholds: rows move it less, and trainings relatively more. It is left alone.
 PRIOR = 0.5
+AVERAGE_PRECISION = 2  # where it stands in a score vector
 
 
 @dataclass
@@ -115,8 +117,9 @@ class Difference:
     freedom: np.ndarray  # degrees of freedom of the error
     trainings: np.ndarray  # the part of error**2 that more runs lower; nan: one run a side
     pairs: int  # sets of folds
-    runs: int  # a side, over all sets of folds; 0: files of verdicts
+    runs: int  # a side, over all sets of folds
     folds: int  # 1: a hold-out
+    seen: int  # degrees of freedom that show the luck of trainings; 0: one run on a hold-out
 
     @property
     def half(self) -> np.ndarray:
@@ -133,11 +136,6 @@ class Difference:
         size = np.abs(self.b - self.a)
         ratio = np.divide(size, self.error, out=np.full_like(size, np.nan), where=self.error > 0)
         return 2 * t.sf(ratio, self.freedom)
-
-    @property
-    def sees_training(self) -> bool:
-        """Whether the interval holds the luck of trainings: not with one run on a hold-out."""
-        return self.folds > 1 or self.runs > 1
 
 
 def differ(pairs: Sequence[tuple[Sequence, Sequence]], groups: np.ndarray) -> Difference:
@@ -206,20 +204,20 @@ def combine(pairs: Sequence[Pair]) -> Difference:
     a, b = means_of_sides(pairs, "score")
     by_rows = gap(pairs, "chosen_again").var(0, ddof=1)
     found = [view(pairs) for view in (by_folds, by_runs, by_splits)]
-    freedom = sum(degrees for _, degrees in found)
-    beyond = np.zeros_like(by_rows)
-    if freedom:  # the views, weighted by their degrees of freedom
-        total = sum(degrees * variance for variance, degrees in found) + PRIOR * by_rows
-        freedom += 1
-        beyond = np.maximum(total / freedom, 0)
+    seen = sum(degrees for _, degrees in found)
+    prior = np.full_like(a, seen > 0)  # its degrees of freedom
+    prior[AVERAGE_PRECISION] = 0
+    total = sum(degrees * variance for variance, degrees in found) + prior * PRIOR * by_rows
+    freedom = np.maximum(1, seen + prior)
+    beyond = np.maximum(total / freedom, 0)
     # Degrees of freedom of the sum, by Welch and Satterthwaite; 1 where nothing varies.
-    square = by_rows**2 / (DRAWS - 1) + beyond**2 / max(1, freedom)
+    square = by_rows**2 / (DRAWS - 1) + beyond**2 / freedom
     variance = by_rows + beyond
     degrees = np.divide(variance**2, square, out=np.ones_like(square), where=square > 0)
     trainings = np.minimum(luck_of_trainings(pairs) + beyond, variance)
     runs = sum(min(len(pair.a), len(pair.b)) for pair in pairs)
     folds = max(1, len(pairs[0].a[0].without_fold))
-    return Difference(a, b, np.sqrt(variance), degrees, trainings, len(pairs), runs, folds)
+    return Difference(a, b, np.sqrt(variance), degrees, trainings, len(pairs), runs, folds, seen)
 
 
 def means_of_sides(pairs: Sequence[Pair], name: str) -> np.ndarray:

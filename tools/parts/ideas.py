@@ -33,7 +33,7 @@ class Idea:
     @property
     def answer(self) -> str:
         low, high = self.interval
-        if not self.difference.sees_training:
+        if not self.difference.seen:
             return "one run on one held-out set: can't be told"
         return "better" if low > 0 else "worse" if high < 0 else "can't be told apart"
 

@@ -16,24 +16,27 @@ MOST_SEEDS = 30  # more are not advised
 MEANS = ["macro-F1", "micro-F1", "mean average precision"]
 
 
-def verdict(difference: Difference, rows: int) -> str:
-    """On macro-F1: which side is better; else what would tell. rows: the held-out ones."""
+def verdict(difference: Difference, rows: int, files: bool = False) -> str:
+    """On macro-F1: which side is better; else what would tell.
+
+    rows: the held-out ones; files: of verdicts, so that only rows can be lucky.
+    """
     gap = difference.b[0] - difference.a[0]
     better = "B" if gap > 0 else "A"
     told = abs(gap) > difference.half[0]
-    if not difference.sees_training and difference.runs:
+    if not (difference.seen or files):
         seen = f"{better}'s model is better" if told else "the two models can't be told apart"
         hint = "train three seeds a side"
         return f"on these rows {seen}; one run a side says nothing about the recipes - {hint}"
     if told:
-        files = " (these predictions, on rows like these)" if not difference.runs else ""
-        return f"{better} is better{files}"
+        which = " (these predictions, on rows like these)" if files else ""
+        return f"{better} is better{which}"
     low, high = bounds(gap, difference.half[0])
     answer = f"can't be told apart: B - A lies between {low:+.4f} and {high:+.4f}"
-    return f"{answer}\n{advice(difference, rows)}" if gap else answer
+    return f"{answer}\n{advice(difference, rows, files)}" if gap else answer
 
 
-def advice(difference: Difference, rows: int) -> str:
+def advice(difference: Difference, rows: int, files: bool) -> str:
     """How many seeds or rows would show a difference as large as the one seen."""
     gap = difference.b[0] - difference.a[0]
     total = difference.error[0] ** 2
@@ -41,11 +44,11 @@ def advice(difference: Difference, rows: int) -> str:
     runs = difference.runs
     if np.isnan(luck):  # one run a side doesn't show what part more seeds lower: all, at best
         luck = total
-    fixed = total - luck if runs else total
+    fixed = total if files else total - luck
     if_so = f"if it is as large as seen ({gap:+.4f})"
     if fixed >= (gap / LIKELY) ** 2:
         least, most = (total * (z / gap) ** 2 * rows for z in (EVEN, LIKELY))
-        useless = "; more seeds don't help" if runs else ""
+        useless = "" if files else "; more seeds don't help"
         return f"{if_so}, about {rounded(least)} to {rounded(most)} rows would show it{useless}"
     least, most = (math.ceil(runs * luck / ((gap / z) ** 2 - fixed) - 1e-9) for z in (EVEN, LIKELY))
     if most > MOST_SEEDS:
@@ -86,7 +89,7 @@ def remarks(difference: Difference, names: list[str]) -> list[str]:
     if len(names) > 1:
         count = f"corrected for {len(names)} labels (Holm)"
         lines.append(f"labels that differ, {count}: {', '.join(differ) or 'none'}")
-    if difference.runs and difference.folds in (2, 3) and difference.runs == 1:
+    if difference.folds in (2, 3) and difference.runs == 1:
         few = "show little of the luck of training: take five folds, or three seeds a side"
         lines.append(f"{difference.folds} folds {few}")
     return lines
