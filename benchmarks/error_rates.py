@@ -108,7 +108,7 @@ def read_measured(folders: list[Path], csv: Path) -> list:
     pairs, groups, _ = compare.read_runs([first], others, [str(csv)])
     runs = [run for pair in pairs for side in pair for run in side]
     times = draw_rows(np.unique(runs[0].rows), groups)
-    return [measure(run, times) for run in runs]
+    return [measure(run, times, groups) for run in runs]
 
 
 def share(hits: np.ndarray, members: list[set[int]]) -> str:
