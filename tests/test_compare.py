@@ -4,6 +4,7 @@ python -m pytest tests/test_compare.py
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -381,6 +382,129 @@ def runs(tmp_path_factory, bert, train_csv):
         argv += ["--lr", "1e-2", "--precision", "fp32", "--out", str(folder / name), *flags]
         assert train.main(argv) == 0
     return folder
+
+
+def train_run(runs, name, csv, *flags) -> str:
+    """A run of a second on the folds of `a` and `b`; its path."""
+    model = json.loads((runs / "a/config.json").read_text())["model"]
+    argv = ["--model", model, "--train", str(csv), "--folds", "3", "--lr", "1e-2"]
+    argv += ["--precision", "fp32", "--split-seed", "7", "--out", str(runs / name), *flags]
+    assert train.main(argv) == 0
+    return str(runs / name)
+
+
+@pytest.fixture(scope="module")
+def more(runs, train_csv) -> dict[str, str]:
+    """Paths of runs on the folds of `a`: soft labels, and two seeds of a second idea."""
+    header, *lines = train_csv.read_text().splitlines()
+    soft = runs / "soft.csv"
+    rows = [line.rsplit(",", len(LABELS)) for line in lines]
+    shares = {"0": "0.2", "1": "0.8"}
+    rows = [[text, *(shares[cell] for cell in cells)] for text, *cells in rows]
+    soft.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    flags = ["--seed", "3", "--epochs", "2"]
+    paths = {"soft": train_run(runs, "soft", soft, "--soft-labels", *flags)}
+    for seed in ("1", "2"):
+        how = ["--seed", seed, "--epochs", "3", "--pooling", "cls"]
+        paths[f"cls_{seed}"] = train_run(runs, f"cls_{seed}", train_csv, *how)
+    rows[5][1] = "0.8" if rows[5][1] == "0.2" else "0.2"
+    soft.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    paths["changed"] = train_run(runs, "changed", soft, "--soft-labels", *flags)
+    return paths
+
+
+def test_soft_labels_are_compared_with_hard_ones(runs, more, capsys):
+    a = str(runs / "a")
+    assert compare.main([a, more["soft"]]) == 0
+    out = capsys.readouterr().out
+    score = json.loads((runs / "soft/metrics.json").read_text())["macro_f1_cross_fitted"]
+    assert f"| {score:.4f} | " in out and "B has changed: soft_labels: False -> True" in out
+    assert compare.main([a, more["changed"]]) == 2  # another label, and so other folds perhaps
+    err = capsys.readouterr().err
+    assert re.search(
+        r"changed: row 0000\d: anger is [01], elsewhere [01] - compare runs on the", err
+    )
+
+
+def test_the_same_ids_with_other_texts_are_refused(runs, tmp_path, train_csv, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text(train_csv.read_text().replace(" ", " x "))
+    path = train_run(runs, "texts", other, "--epochs", "1")
+    capsys.readouterr()
+    assert compare.main([str(runs / "a"), path]) == 2
+    assert "texts: has other texts than " in capsys.readouterr().err
+
+
+def test_many_ideas_against_one_baseline(runs, more, tmp_path, capsys):
+    base = [str(runs / "a"), str(runs / "b")]
+    ideas = [more["cls_1"], more["soft"], more["cls_2"]]
+    path = tmp_path / "ideas.json"
+    assert compare.main([*base, "--against", *ideas, "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "corrected for 2 ideas" in out and f"{runs}/cls (2 runs)" in out
+    assert f"{runs}/cls (2 runs): epochs: 2 -> 3; pooling: mean -> cls" in out
+    told = json.loads(path.read_text())["ideas"]
+    assert [idea["difference"] for idea in told] == sorted(
+        (i["difference"] for i in told), key=lambda x: -x
+    )
+    (cls,) = (idea for idea in told if len(idea["runs"]) == 2)
+    pairs, groups, _ = compare.read_runs(base, [more["cls_1"], more["cls_2"]], [])
+    one = difference.differ(pairs, groups)
+    half = one.half_at(0.95**0.5)[0]  # of two ideas
+    gap = one.b[0] - one.a[0]
+    low, high = verdict.bounds(gap, half)
+    assert np.allclose([cls["difference"], *cls["interval"]], [gap, low, high])
+    assert half > one.half[0]
+    best = max([0, *(i["difference"] for i in told)])
+    assert all(i["as_good_as_the_best"] for i in told if i["difference"] == best)
+    assert compare.main([*base, "--against", str(runs / "a")]) == 2
+    assert "is of the baseline's recipe" in capsys.readouterr().err
+    assert compare.main(["--against", *ideas]) == 2
+    assert "name the baseline's runs before it" in capsys.readouterr().err
+
+
+def test_json_and_latex(runs, tmp_path, capsys):
+    a, b = str(runs / "a"), str(runs / "b")
+    path = tmp_path / "told.json"
+    assert compare.main([a, b, "--json", str(path), "--latex"]) == 0
+    out = capsys.readouterr().out
+    told = json.loads(path.read_text())
+    macro = told["scores"]["macro-F1"]
+    values = json.loads((runs / "b/metrics.json").read_text())
+    assert np.isclose(macro["b"], values["macro_f1_cross_fitted"])
+    assert (
+        macro["ci95"][0] <= macro["difference"] <= macro["ci95"][1] and 0 <= macro["p_value"] <= 1
+    )
+    assert told["a"] == [a] and told["rows"] == 120 and told["verdict"] in out
+    assert set(LABELS) < set(told["scores"]) and r"\begin{tabular}" in out
+    assert compare.main([a, b, "--json", str(tmp_path / "none/x.json")]) == 2
+    assert "name another --json" in capsys.readouterr().err
+
+
+def test_sides_that_differ_in_more_than_the_idea(runs, more, tmp_path, capsys):
+    """Epochs to choose from, precision, torch, machine: a warning each."""
+    a = runs / "a"
+    assert compare.main([str(a), more["cls_1"]]) == 0
+    captured = capsys.readouterr()
+    assert "the sides differ in epochs (A 2; B 3): --keep best takes the best epoch" in captured.err
+    assert "seeds of A: 1; of B: 1; folds: split seed 7" in captured.out
+    b = shutil.copytree(runs / "b", tmp_path / "b")
+    env = json.loads((b / "env.json").read_text())
+    env["same"] |= {"settings.precision": "bf16", "versions.torch": "2.6.0"}
+    env["host"]["device"] = "another"
+    del env["sha256"]
+    files.write_json(b / "env.json", env, seal=True)
+    done = json.loads((b / "DONE.json").read_text())
+    done["run"] = files.json_sha256(env["same"])[:16]
+    done["files"] |= files.describe(b, ["env.json"])
+    del done["sha256"]
+    files.write_json(b / "DONE.json", done, seal=True)
+    assert compare.main([str(a), str(b)]) == 0
+    err = capsys.readouterr().err
+    assert "differ in precision (A fp32; B bf16)" in err and "B 2.6.0)" in err
+    assert "differ in machine" in err and err.count("warning: ") == 3
+    assert compare.main([str(a), str(runs / "b")]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a", "half", "dev"])

@@ -8,6 +8,7 @@ How the interval is made: tools/parts/difference.py. How often it errs: docs/res
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -61,7 +62,7 @@ import numpy as np
 from config import Config
 from data import Table, read_chunks
 from support.csvfile import CsvFile
-from support.files import write_json, writing
+from support.files import writing
 from support.inputcsv import InputCSV
 from support.process import exit_codes
 from tools.parts import ideas, verdict
@@ -149,8 +150,7 @@ def compare_sides(args: argparse.Namespace) -> None:
     if args.json:
         scores = verdict.as_json(difference, names)
         answers = {"a": args.a, "b": args.b, "rows": rows, "remarks": remarks, "verdict": answer}
-        with writing(Path(args.json), "name another --json", 2):
-            write_json(Path(args.json), answers | {"scores": scores})
+        write_result(args.json, answers | {"scores": scores})
     if args.plot:
         title = f"{sides}\n{rows} rows; {answer.splitlines()[0]}"
         verdict.draw_difference(args.plot, difference, names, title)
@@ -183,6 +183,12 @@ def check_enough(pairs: list[Pair], groups: np.ndarray) -> int:
     return len(rows)
 
 
+def write_result(path: str, result: dict) -> None:
+    with writing(Path(path), "name another --json", 2):
+        Path(path).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"wrote {path}")
+
+
 def compare_many(args: argparse.Namespace) -> None:
     """Ideas against one baseline."""
     found, groups = read_all([*args.runs, *args.against], args.train)
@@ -194,8 +200,7 @@ def compare_many(args: argparse.Namespace) -> None:
     ranked = ideas.compare_ideas(base, recipes, groups)
     print(ideas.ideas_table(base, ranked))
     if args.json:
-        with writing(Path(args.json), "name another --json", 2):
-            write_json(Path(args.json), {"ideas": [idea.as_json() for idea in ranked]})
+        write_result(args.json, {"ideas": [idea.as_json() for idea in ranked]})
 
 
 @exit_codes
