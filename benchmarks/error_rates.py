@@ -18,6 +18,7 @@ import argparse
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -48,20 +49,25 @@ def null(args: argparse.Namespace, _: list[str]) -> None:
     print(NULL_HEADER, flush=True)
     with ProcessPoolExecutor(args.processes) as pool:
         for case in null_cases.CASES:
-            if args.only and args.only not in case.name:
-                continue
-            path = args.folder / f"{case.key}.npz"
-            if path.exists():
-                found = dict(np.load(path))
-            else:
-                seeds = range(case.repetitions(args.repetitions))
-                draws = list(pool.map(case.gap_and_half, seeds, chunksize=5))
-                found = {
-                    "gap": np.array([d[0] for d in draws]),
-                    "half": np.array([d[1] for d in draws]),
-                }
-                np.savez(path, **found)
-            print(null_line(case, **found), flush=True)
+            if args.only is None or args.only in case.name:
+                n = case.repetitions(args.repetitions)
+                draws = repeat(pool, args.folder, case.name, case.gap_and_half, n)
+                print(null_line(case.name, *draws.swapaxes(0, 1)), flush=True)
+        for name, look in null_cases.LOOKS.items():
+            if args.only is None or args.only in name:
+                draws = repeat(pool, args.folder, name, look, args.repetitions * 2 // 5)
+                both = "; ".join(f"{x:.4f}" for x in draws.astype(float).mean(0))
+                print(f"{name}: {both} (n {len(draws)})", flush=True)
+
+
+def repeat(
+    pool: ProcessPoolExecutor, folder: Path, name: str, draw: Callable, repetitions: int
+) -> np.ndarray:
+    """What `draw` gives for the seeds 0, 1, ...; from the file of it that is there already."""
+    path = folder / ("".join(c if c.isalnum() else "_" for c in name) + ".npy")
+    if not path.exists():
+        np.save(path, np.array(list(pool.map(draw, range(repetitions), chunksize=5))))
+    return np.load(path)
 
 
 COLUMNS = [
@@ -76,7 +82,7 @@ COLUMNS = [
 NULL_HEADER = f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * (len(COLUMNS) - 1)}"
 
 
-def null_line(case: null_cases.Case, gap: np.ndarray, half: np.ndarray) -> str:
+def null_line(name: str, gap: np.ndarray, half: np.ndarray) -> str:
     """gap, half: (repetitions, 3 + C). Width: the mean half interval by 1.96 standard deviations
     of B - A. Sees: how often an interval moved by so much would leave 0 out."""
     called = (np.abs(gap) > half).mean(0)
@@ -85,7 +91,7 @@ def null_line(case: null_cases.Case, gap: np.ndarray, half: np.ndarray) -> str:
     shares = [*called[:3], called[3:].mean()]
     cells = [*(f"{x:.1%}" for x in shares), f"{width[0]:.2f}", f"{width[1]:.2f}"]
     cells += [f"{x:.0%}" for x in sees]
-    return f"| {case.name} | {len(gap)} | {' | '.join(cells)} |"
+    return f"| {name} | {len(gap)} | {' | '.join(cells)} |"
 
 
 # Real runs

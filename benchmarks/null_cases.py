@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import metrics
 from data import OutOfFold
-from tools.parts.difference import Difference, differ
+from tools.parts.difference import Difference, differ, differ_each
+from tools.parts.ideas import level_of
 
 FIVE = np.array([0.12, 0.58, 0.24, 0.32, 0.30])  # shares of positives, as in SemEval
 MANY = np.clip(0.25 * 0.82 ** np.arange(28), 0.0015, 1)  # 28 labels; the rarest of 2,000 rows has 3
@@ -35,15 +37,10 @@ class Case:
     quality: float = 0.0
     lift: float = 0.0  # how much stronger the signal of B is
 
-    @property
-    def key(self) -> str:
-        """A file's name."""
-        return "".join(c if c.isalnum() else "_" for c in self.name)
-
     def repetitions(self, most: int) -> int:
         """Fewer where a repetition takes seconds."""
         cells = self.rows * len(self.share) * self.side * self.splits
-        return most if cells <= 15_000 else most * 2 // 5
+        return most if cells < 10_000 else most * 2 // 5 if cells < 20_000 else most // 5
 
     def gap_and_half(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(3 + C,) each."""
@@ -53,19 +50,23 @@ class Case:
     def compared(self, seed: int) -> Difference:
         """`differ` on one draw of everything."""
         rng = np.random.default_rng(seed)
-        share = np.array(self.share)
-        y = (rng.random((self.rows, len(share))) < share).astype(float)
-        shared = HARD * rng.standard_normal(y.shape) + np.log(share / (1 - share)) / 2
+        y, shared = self.draw_rows(rng)
         group = self.draw_groups(rng)
         pairs = []
         for _ in range(self.splits):
             fold = self.draw_folds(rng, group)
-            draw = [
+            sides = [
                 [self.draw_run(rng, y, shared, fold, group, signal) for _ in range(self.side)]
                 for signal in (1, 1 + self.lift)
             ]
-            pairs.append(tuple(draw))
+            pairs.append(tuple(sides))
         return differ(pairs, group)
+
+    def draw_rows(self, rng) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, and what all runs share of a cell's score: (N, C) each."""
+        share = np.array(self.share)
+        y = (rng.random((self.rows, len(share))) < share).astype(float)
+        return y, HARD * rng.standard_normal(y.shape) + np.log(share / (1 - share)) / 2
 
     def draw_groups(self, rng) -> np.ndarray:
         """int (N,)"""
@@ -135,3 +136,74 @@ CASES = [
     Case("20 groups of unequal size", **AUTHORS | {"groups": 20}, unequal=1),
     Case("30 groups of unequal size, 3 a side", **AUTHORS, unequal=1, side=3),
 ]
+
+
+# What an honest interval can't mend: how one looks at it.
+
+
+def twelve_ideas(seed: int) -> tuple[bool, bool]:
+    """Three runs of a baseline, and of each of twelve ideas that change nothing: is any called
+    better or worse? With intervals corrected for their number, and without."""
+    case = Case("", side=3, fold=0.25)
+    rng = np.random.default_rng(seed)
+    y, shared = case.draw_rows(rng)
+    group = case.draw_groups(rng)
+    fold = case.draw_folds(rng, group)
+    recipes = [
+        [case.draw_run(rng, y, shared, fold, group, 1) for _ in range(case.side)] for _ in range(13)
+    ]
+    found = differ_each([[(recipes[0], runs)] for runs in recipes[1:]], group)
+    gaps = np.array([abs(d.b[0] - d.a[0]) for d in found])
+    corrected = np.array([d.half_at(level_of(12))[0] for d in found])
+    return bool((gaps > corrected).any()), bool((gaps > [d.half[0] for d in found]).any())
+
+
+def until_a_verdict(seed: int) -> tuple[bool, bool]:
+    """A seed a side is added, six at most: is a difference called at one of the looks, and at the
+    look with six alone?"""
+    case = Case("", fold=0.25)
+    rng = np.random.default_rng(seed)
+    y, shared = case.draw_rows(rng)
+    group = case.draw_groups(rng)
+    fold = case.draw_folds(rng, group)
+    a, b = ([case.draw_run(rng, y, shared, fold, group, 1) for _ in range(6)] for _ in "ab")
+    found = differ_each([[(a[:k], b[:k])] for k in range(1, 7)], group)
+    called = [abs(d.b[0] - d.a[0]) > d.half[0] for d in found]
+    return any(called), called[-1]
+
+
+def more_epochs(seed: int) -> tuple[bool, float]:
+    """The best of 3 epochs against the best of 20, each epoch as good as any: is one called better,
+    and B - A."""
+    case = Case("", rows=2768)
+    rng = np.random.default_rng(seed)
+    y, shared = case.draw_rows(rng)
+    fold = case.draw_folds(rng, np.arange(case.rows))
+    sides = [[best_epoch(rng, y, shared, fold, epochs)] for epochs in (3, 20)]
+    found = differ([tuple(sides)], np.arange(case.rows))
+    gap = found.b[0] - found.a[0]
+    return bool(abs(gap) > found.half[0]), float(gap)
+
+
+def best_epoch(rng, y, shared, fold: np.ndarray, epochs: int) -> OutOfFold:
+    """Each fold keeps the epoch of the best macro-F1 at 0.5 on its held-out rows."""
+    z = 2 * y - 1 + shared + ROW * rng.standard_normal(y.shape)
+    kept = np.empty_like(z)
+    for k in range(fold.max() + 1):
+        own = fold == k
+        best = -1.0
+        for _ in range(epochs):
+            label = 0.12 * rng.standard_normal(y.shape[1])
+            epoch = z[own] + label + 0.25 * rng.standard_normal(z[own].shape)
+            f1 = metrics.scores(y[own], epoch > 0)["macro_f1"]
+            if f1 > best:
+                best, kept[own] = f1, epoch
+    p = (1 / (1 + np.exp(-1.5 * kept))).astype(np.float32)
+    return OutOfFold(np.arange(len(y)), fold, y, p)
+
+
+LOOKS = {
+    "12 ideas that change nothing: any called (corrected; not)": twelve_ideas,
+    "seeds added until a verdict, six at most: called (at any look; with six)": until_a_verdict,
+    "best of 20 epochs (B) against best of 3: called; B - A": more_epochs,
+}

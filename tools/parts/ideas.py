@@ -45,6 +45,12 @@ class Idea:
         return {"runs": folders, "changed": self.changed, "as_good_as_the_best": best, **scores}
 
 
+def level_of(ideas: int) -> float:
+    """Of each interval, so that all hold in 95 % of the tables, however the differences are
+    correlated (Šidák 1967)."""
+    return 0.95 ** (1 / ideas)
+
+
 def compare_ideas(
     base: list[Finished], recipes: list[list[Finished]], groups: np.ndarray
 ) -> list[Idea]:
@@ -53,7 +59,7 @@ def compare_ideas(
         if runs[0].recipe == base[0].recipe:
             hint = "name it before --against, or leave it out"
             raise UserError(f"{runs[0].run.path}: is of the baseline's recipe - {hint}")
-    level = 0.95 ** (1 / len(recipes))  # Šidák 1967: holds for any correlation of the differences
+    level = level_of(len(recipes))
     found = differ_each([pair_up(base, runs) for runs in recipes], groups)
     ideas = []
     for runs, difference in zip(recipes, found, strict=True):
