@@ -135,7 +135,7 @@ def loop(a: list, b: list, groups) -> tuple[np.ndarray, np.ndarray]:
     beyond, freedom = 0.0, 0
     if views:
         freedom = sum(d for _, d in views) + 1
-        guess = (0.5 + len(names) / K / 2000) * by_rows
+        guess = len(names) / K / 800 * by_rows
         beyond = max(0.0, (sum(v * d for v, d in views) + guess) / freedom)
     total = by_rows + beyond
     degrees = total**2 / (by_rows**2 / 49 + beyond * total / max(1, freedom))

@@ -20,12 +20,11 @@ DRAWS = 50  # of rows, with replacement; 100 gave the same intervals
 AVERAGE_PRECISION = 2  # where it stands in a score vector
 # What trainings move beyond rows is estimated from few folds and runs. So it is drawn to a guess,
 # with the weight of one degree of freedom (variances moderated as in Smyth 2004): without it two
-# runs a side on a hold-out have intervals twice as wide as needed. The guess is in units of what
-# rows move. It grows with the rows that one training is judged on: these average the luck of rows
-# out, not that of the training. Chosen on benchmarks/error_rates.py null.
-GUESS = 0.5
-GUESS_PER_ROW = 1 / 2000
-GUESS_OF_RANKING = 2.0  # times as much for average precision: rows move it less
+# runs a side on a hold-out have intervals twice as wide as needed. The guess: on so many rows a
+# training's luck is as large as that of rows. More rows average the luck of rows out, not that of
+# the training. Chosen on benchmarks/error_rates.py null.
+GUESS_ROWS = 800
+GUESS_ROWS_RANKING = 400  # for average precision, which rows move less
 
 
 @dataclass
@@ -229,9 +228,9 @@ def combine(pairs: Sequence[Pair]) -> Difference:
 def guess(pairs: Sequence[Pair]) -> np.ndarray:
     """(3 + C,): what trainings move beyond rows, in units of what rows move, before any is seen."""
     run = pairs[0].a[0]
-    factor = np.ones_like(run.score)
-    factor[AVERAGE_PRECISION] = GUESS_OF_RANKING
-    return factor * (GUESS + GUESS_PER_ROW * run.rows_of_fold)
+    rows = np.full_like(run.score, GUESS_ROWS)
+    rows[AVERAGE_PRECISION] = GUESS_ROWS_RANKING
+    return run.rows_of_fold / rows
 
 
 def means_of_sides(pairs: Sequence[Pair], name: str) -> np.ndarray:
