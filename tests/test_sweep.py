@@ -145,7 +145,7 @@ def test_the_table_is_that_of_compare(swept, capsys):
 
 def test_a_row_for_each_run_as_it_finishes(swept):
     runs, printed = swept
-    rows = [line for line in printed.splitlines() if re.match(r"\d of \d \|", line)]
+    rows = [line for line in printed.splitlines() if re.match(r" *\d of \d \|", line)]
     names = ["baseline-0", "fast-0", "multi_sample_dropout-0", "baseline-1000", "fast-1000"]
     assert len(rows) == len(names)
     for row, name in zip(rows, names, strict=True):
@@ -175,7 +175,8 @@ def test_the_winner_is_confirmed_on_new_seeds_and_folds(swept):
 def test_nothing_is_confirmed_where_no_idea_beats_the_baseline(go, capsys):
     code, trained = go("slow: --lr 1e-6\n", "--lr", "5e-3", "--confirm", "1")
     assert (code, trained) == (0, ["baseline-0", "slow-0"])
-    assert "no idea scores higher than the baseline" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "no idea scores higher than the baseline" in out and not err
 
 
 def test_a_stopped_sweep_goes_on(go, swept, tmp_path, capsys):
@@ -229,14 +230,19 @@ def test_an_idea_that_fails_is_left_out(go, capsys):
     assert err.startswith("not trained to the end: broken: out of memory")
 
 
-def test_without_its_baseline_a_sweep_ends(go, capsys):
+@pytest.mark.parametrize("code, tries", [(1, 1), (0, 3)])
+def test_without_its_baseline_a_sweep_ends(code, tries, go, capsys):
+    """0: train.py leaves folds to another process, again and again."""
+
     def runner(argv, log):
+        runner.runs.append(argv[-1])
         log.write_text("error: out of memory\n")
-        return 1
+        return code
 
     runner.runs = []
-    assert go("fast: --lr 5e-3\n", runner=runner)[0] == 1
-    assert "baseline-0: the baseline fails: out of memory (exit" in capsys.readouterr().err
+    assert go("fast: --lr 5e-3\n", runner=runner) == (1, ["baseline-0"] * tries)
+    said = f"baseline-0: the baseline fails: out of memory (exit code {code}, "
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -311,7 +317,7 @@ def test_a_line_that_is_no_idea(text, words, go, tmp_path, capsys):
     [
         ("a: --lr 1e-4\nb: --dropout 0.3\n", "ideas.txt:2: b is the same as the baseline"),
         ("a: --lr 1e-4\nb: --lr 0.0001\n", "ideas.txt:2: b is the same as a (ideas.txt:1)"),
-        ("a: --max-length 129\n", "ideas.txt:1: --max-length 129: "),
+        ("a: --lr 1e-4\nb: --max-length 129\n", "ideas.txt:2: --max-length 129: "),
     ],
 )
 def test_an_idea_that_only_the_data_and_the_encoder_refuse(text, words, go, tmp_path, capsys):
@@ -320,6 +326,14 @@ def test_an_idea_that_only_the_data_and_the_encoder_refuse(text, words, go, tmp_
     err = capsys.readouterr().err.replace(f"{tmp_path}/", "")
     assert words in err and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_more_epochs_are_more_tries(go, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "search", lambda *_: None)
+    for keep, warned in ("best", True), ("last", False):
+        assert go("a: --epochs 3\n", "--keep", keep) == (0, [])
+        err = capsys.readouterr().err
+        assert ("warning: recipes differ in epochs (2, 3): " in err) == warned
 
 
 def test_patches_and_flags_of_a_line(tmp_path):

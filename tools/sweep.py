@@ -64,7 +64,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from support.files import damage, locked, read_json
-from support.process import Signals, exit_codes
+from support.process import Signals, exit_codes, warn
 from support.run import Run, differences
 from tools.parts import verdict
 from tools.parts.ideas import Idea, compare_ideas, ideas_table
@@ -96,6 +96,14 @@ class Sweep:
     def finished(self, recipe: Recipe, seeds: Sequence[int]) -> list[Path]:
         folders = (self.out(recipe, seed) for seed in seeds)
         return [folder for folder in folders if (folder / "DONE.json").exists()]
+
+
+def warn_of_epochs(recipes: Sequence[Recipe]) -> None:
+    """Before hours of training; compare.py says it of runs that are finished."""
+    epochs = sorted({recipe.identity["settings.epochs"] for recipe in recipes})
+    if len(epochs) > 1 and "best" in {recipe.identity["settings.keep"] for recipe in recipes}:
+        why = "--keep best takes the best epoch on held-out rows, and more epochs are more tries"
+        warn(f"recipes differ in epochs ({', '.join(map(str, epochs))}): {why} - add --keep last")
 
 
 def check_folder(sweep: Sweep, seeds: Sequence[int]) -> None:
@@ -130,9 +138,8 @@ def train_all(sweep: Sweep, recipes: list[Recipe], seeds: Sequence[int]) -> None
         if recipe.name in sweep.failed:
             continue
         out = sweep.out(recipe, seed)
-        row = (
-            f"{i:>{len(str(len(pairs)))}} of {len(pairs)} | {recipe.name:<{width}} | seed {seed:>4}"
-        )
+        number = f"{i} of {len(pairs)}"
+        row = f"{number:>10} | {recipe.name:<{width}} | seed {seed:>4}"
         if problem := train_one(sweep, recipe, seed):
             if recipe is sweep.baseline:
                 raise UserError(f"{out}: the baseline fails: {problem}", 1)
@@ -152,12 +159,16 @@ def train_one(sweep: Sweep, recipe: Recipe, seed: int) -> str | None:
     own = ["--seed", str(seed), "--split-seed", str(sweep.split_seed(seed)), "--out", str(out)]
     argv = [str(recipe.code / "train.py"), *sweep.common, *recipe.flags, *own]
     code = 0
-    while code == 0 and not (out / "DONE.json").exists():
+    tries = (
+        3  # a train.py whose sweep was killed may still be at work, now on this fold, now on that
+    )
+    while code == 0 and tries and not (out / "DONE.json").exists():
         for lock in out.glob("fold_*/lock"):
-            with locked(lock, wait=True):  # a train.py whose sweep was killed may still be at work
+            with locked(lock, wait=True):
                 pass
         code = run_training(argv, log)
-    if code == 0:
+        tries -= 1
+    if (out / "DONE.json").exists():
         return None
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"{said[-1].removeprefix('error: ')} (exit code {code}, see {log})"
@@ -268,6 +279,7 @@ def main(argv: list[str] | None = None) -> int:
             if not free:
                 raise UserError(f"{args.folder}: another sweep is at work on it - let it end")
             check_folder(sweep, [*seeds, *new_seeds])
+            warn_of_epochs(recipes)
             search(sweep, seeds, new_seeds)
     for name, problem in sweep.failed.items():
         print(f"not trained to the end: {name}: {problem}", file=sys.stderr)
