@@ -33,6 +33,7 @@ test_other_runs.py      another command or other data, --restart, locks
 test_harm.py            pickles, program code in a model folder, no network
 
 test_compare.py, test_distil.py, test_export.py: tools/; test_recipes.py: recipes/
+test_sweep.py           tools/sweep.py, tools/leaderboard.py
 test_layout.py          tokens, density, the reading path, the documents
 
 faults.py holds what the tests of faults share, cases/ the tables of cases.

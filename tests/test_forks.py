@@ -7,7 +7,6 @@ byte. Every one of them was once silently wrong.
 """
 
 import json
-import runpy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from copies import STOP_AND_RESUME, run_driver
 from conftest import LABELS, make_rows, outputs, write_csv
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
+
+from tools.parts.plan import copy_code
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--folds", "2", "--epochs", "2", "--batch-size", "8", "--lr", "5e-3", "--keep", "last"]
@@ -88,7 +89,7 @@ def fork(tmp_path, bert, weighted_csv):
     """fork(edits, *flags): a trained copy of the code with (file, old, new) edits."""
 
     def make(edits: list[tuple[str, str, str]], *flags: str, csv=weighted_csv) -> Trained:
-        code = runpy.run_path(str(ROOT / "benchmarks/recipes.py"))["copy_code"](tmp_path / "code")
+        code = copy_code(tmp_path / "code")
         for file, old, new in edits:
             text = (code / file).read_text()
             assert text.count(old) == 1, (file, old)

@@ -9,7 +9,6 @@ copies with each recipe applied, and with fifteen plain lines added to each file
 import ast
 import io
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pytest
 from config import HERE, Config, PredictConfig
 from support.cli import flag
 from tools.distil import DistilConfig
+from tools.parts.plan import copy_code
 
 SIX = [f"{name}.py" for name in ("train", "predict", "model", "data", "metrics", "config")]
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -166,7 +166,7 @@ def test_the_reading_path_leads_to_the_step():
 
 @pytest.mark.parametrize("patch", sorted(HERE.glob("recipes/*.patch")), ids=lambda p: p.stem)
 def test_a_recipe_leaves_the_layout_as_it_should_be(patch, tmp_path):
-    code = runpy.run_path(str(HERE / "benchmarks/recipes.py"))["copy_code"](tmp_path / "x", patch)
+    code = copy_code(tmp_path / "x", patch)
     shutil.copytree(HERE / "tools", code / "tools", dirs_exist_ok=True)
     assert problems(code) == []
 

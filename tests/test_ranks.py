@@ -8,7 +8,6 @@ python -m pytest tests/test_ranks.py
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from support import process
 from support.checkpoint import load_state
 from support.process import UserError, exit_codes, rank_and_size
 from support.ranks import Ranks
+from tools.parts.plan import copy_code
 
 # Rank 1 dies by SIGKILL before a step, or says when that step is reached: once, as the file tells.
 WORKER = f"""
@@ -158,7 +158,7 @@ def test_two_ranks_take_the_steps_of_one_process(place):
 
 def test_layers_that_a_fork_unfreezes_later_are_the_same_on_all_ranks(place, tmp_path):
     """The fork trains the head alone in the first epochs. Two ranks still take the steps of one."""
-    code = runpy.run_path(str(HERE / "benchmarks/recipes.py"))["copy_code"](tmp_path / "code")
+    code = copy_code(tmp_path / "code")
     text = (code / "train.py").read_text()
     old = "            net = run.ranks.wrap(model, collate.pad_id)"
     assert text.count(old) == 1

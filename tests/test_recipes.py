@@ -8,7 +8,6 @@ same checks must fail for a copy without a patch.
 import csv
 import json
 import re
-import runpy
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import fbeta_score
 
 import train
+from tools.parts.plan import copy_code
 
 ROOT = Path(train.__file__).parent
 PATCHES = sorted(ROOT.glob("recipes/*.patch"))
-BENCHMARK = runpy.run_path(str(ROOT / "benchmarks/recipes.py"))
 MOST = 15  # changed lines of a recipe
 HEADER = ("id", "text", *LABELS, "topic")
 TEXT, TOPIC, OTHER_TOPIC = f"i am so {CUES['joy']}", "storm", "party"
@@ -106,7 +105,7 @@ def files(tmp_path_factory) -> Path:
 
 
 def train_copy(code: Path, files: Path, bert: Path, patch: Path | None) -> Trained:
-    BENCHMARK["copy_code"](code, patch)
+    copy_code(code, *([patch] if patch else []))
     flags = ["--model", str(bert), *FLAGS]
     names = {"files": str(files), "text": TEXT, "topic": TOPIC, "flags": flags}
     exit_code, printed = run_driver(DRIVER, code, threads=1, **names)
@@ -275,22 +274,7 @@ def test_a_recipe_is_a_small_change_of_one_place(patch, tmp_path):
     assert 0 < len(changed) <= MOST
     assert max(map(len, changed)) <= 101
     if shutil.which("patch"):  # `git apply` is what the other test uses
-        code = BENCHMARK["copy_code"](tmp_path / "code")
+        code = copy_code(tmp_path / "code")
         command = ["patch", "-p1", "--fuzz=0", "--input", patch]
         done = subprocess.run(command, cwd=code, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
-
-
-def test_the_table_compares_equal_seeds(tmp_path, finished, train_csv):
-    """recipes.py: two seeds of the default, one of a recipe; the answer is compare.py's."""
-    for name in ("default-0", "default-1", "r_drop-1"):
-        shutil.copytree(finished, tmp_path / name, ignore=shutil.ignore_patterns("fold_*"))
-    values = json.loads((finished / "metrics.json").read_text())
-    args = type("Args", (), {"folder": tmp_path, "seeds": 3, "csv": str(train_csv)})
-    lines = BENCHMARK["table"](["default", "r_drop", "adversarial"], args).splitlines()
-    score = f"{values['macro_f1_cross_fitted']:.4f}"
-    assert len(lines) == 4
-    assert lines[2].startswith(f"| default | 2 | {score} | 0.0000 | ")
-    assert lines[2].endswith(" | - | - |")
-    assert lines[3].startswith(f"| r_drop | 1 | {score} | - | ")
-    assert "| +0.0000 [+0.0000, +0.0000] | can't be told apart" in lines[3]

@@ -17,6 +17,7 @@ from support.process import UserError
 from support.versions import SOMETIMES, check_versions, lower_ends, numbers
 
 PROGRAMS = ["train.py", "predict.py", "tools/compare.py", "tools/distil.py", "tools/export.py"]
+PROGRAMS += ["tools/leaderboard.py", "tools/sweep.py"]
 
 
 def install(folder: Path, name: str, version: str | None) -> None:

@@ -5,6 +5,7 @@ N rows of all runs together, n held out by one run, C labels.
 
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,9 +40,7 @@ class Finished:
 
     @property
     def recipe(self) -> dict:
-        """What of the run's identity is neither seed, nor machine, nor data."""
-        identity = {k: v for k, v in self.run.identity.items() if k not in SEEDS}
-        return {k: v for k, v in identity.items() if not k.startswith(BESIDE)}
+        return recipe_of(self.run)
 
 
 def read_all(folders: Sequence[str], moved: list[str]) -> tuple[list[Finished], np.ndarray]:
@@ -155,8 +154,15 @@ def pair_up(a: list[Finished], b: list[Finished]) -> list[Pair]:
 # Recipes
 
 
+def recipe_of(run: Run) -> dict:
+    """What of its identity is neither seed, nor machine, nor data."""
+    identity = {k: v for k, v in run.identity.items() if k not in SEEDS}
+    return {k: v for k, v in identity.items() if not k.startswith(BESIDE)}
+
+
 def by_recipe(runs: Sequence[Finished]) -> list[list[Finished]]:
-    """Seeds of one recipe together, in the order of the first of each."""
+    """Seeds of one recipe together, in the order of the first of each. (tools/leaderboard.py has
+    runs of another kind, with a `recipe` too.)"""
     recipes = defaultdict(list)
     for one in runs:
         recipes[json.dumps(one.recipe, sort_keys=True)].append(one)
@@ -165,11 +171,17 @@ def by_recipe(runs: Sequence[Finished]) -> list[list[Finished]]:
 
 def name_of(runs: Sequence[Finished]) -> str:
     """Of one recipe: its folder; of several seeds what their folders have in common."""
+    return common_name(runs) + (f" ({len(runs)} runs)" if len(runs) > 1 else "")
+
+
+def common_name(runs: Sequence[Finished]) -> str:
+    """The folder, or what the folders have in common before their seeds."""
     paths = [str(one.run.path) for one in runs]
     if len(paths) == 1:
         return paths[0]
-    common = os.path.commonprefix(paths).rstrip("_-.0123456789/")
-    return f"{common or os.path.commonpath(paths)} ({len(paths)} runs)"
+    without_seed = [re.sub(r"[_.-]?\d+$", "", path) for path in paths]
+    common = os.path.commonprefix(without_seed).rstrip("_-./")
+    return common or os.path.commonpath(paths)
 
 
 def changes(base: dict, recipe: dict) -> str:
