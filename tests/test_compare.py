@@ -287,7 +287,7 @@ def test_sets_of_folds_that_disagree_widen_the_interval():
 def a_difference(gap, error, luck=np.nan, runs=1, folds=5) -> difference.Difference:
     one = np.ones(5)
     scores = (0.5 * one, (0.5 + gap) * one, error * one, 1e6 * one, luck * one)
-    return difference.Difference(*scores, 1, runs, folds, seen=folds - 1)
+    return difference.Difference(*scores, runs, folds, seen=folds - 1)
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,18 @@ class Judged(OutOfFold):
 
     @property
     def macro_f1(self) -> float:
-        return self.scores(np.ones((1, len(self.rows)), np.float32))[0, 0]
+        once = np.ones((1, len(self.rows)), np.float32)
+        return self.scores(once)[0, 0]
 
     def scores(self, times: np.ndarray) -> np.ndarray:
         """(D, 3 + C), with its verdicts; times (D, n): how often each row counts."""
         given = self.y == 1
         known = ~np.isnan(self.y)
-        cells = (given & self.pred, known & ~given & self.pred, given & ~self.pred)
-        tp_fp_fn = np.stack([times @ cell.astype(np.float32) for cell in cells])  # (3, D, C)
-        return score_vectors(tp_fp_fn, self.average_precision(times))
+        tp = given & self.pred
+        fp = known & ~given & self.pred
+        fn = given & ~self.pred
+        counts = [times @ cells.astype(np.float32) for cells in (tp, fp, fn)]
+        return score_vectors(np.stack(counts), self.average_precision(times))
 
     def scores_chosen_again(self, times: np.ndarray) -> np.ndarray:
         """(D, 3 + C): as `scores`, but each draw chooses thresholds of its own."""
@@ -60,14 +63,16 @@ class Judged(OutOfFold):
 
     def average_precision(self, times: np.ndarray) -> np.ndarray:
         """(D,): the mean over the labels with both classes; nan where nothing is ranked."""
-        by_label = np.full((self.y.shape[1], len(times)), np.nan)
-        for j in range(len(by_label)):
-            known = ~np.isnan(self.y[:, j])
-            if self.p is not None:
-                y = self.y[known, j]
-                by_label[j] = average_precision(y, self.p[known, j], times[:, known])
+        if self.p is None:
+            return np.full(len(times), np.nan)
+        by_label = []
+        for y, p in zip(self.y.T, self.p.T, strict=True):
+            known = ~np.isnan(y)
+            by_label.append(average_precision(y[known], p[known], times[:, known]))
         ranked = ~np.isnan(by_label)
-        return np.where(ranked, by_label, 0).sum(0) / np.where(ranked.any(0), ranked.sum(0), np.nan)
+        total = np.nansum(by_label, axis=0)
+        labels = ranked.sum(0)
+        return np.divide(total, labels, out=np.full_like(total, np.nan), where=labels > 0)
 
 
 def score_vectors(tp_fp_fn: np.ndarray, average_precision: np.ndarray) -> np.ndarray:
@@ -83,13 +88,15 @@ def average_precision(y: np.ndarray, p: np.ndarray, times: np.ndarray) -> np.nda
     without both classes."""
     order = np.argsort(-p, kind="stable")
     last_of_equal = np.flatnonzero(np.diff(p[order], append=-np.inf))
-    rows = np.cumsum(times[:, order], axis=1, dtype=np.float64)[:, last_of_equal]
-    hits = np.cumsum(times[:, order] * y[order], axis=1, dtype=np.float64)[:, last_of_equal]
+    times = times[:, order].astype(np.float64)
+    rows = np.cumsum(times, axis=1)[:, last_of_equal]
+    hits = np.cumsum(times * y[order], axis=1)[:, last_of_equal]
+    precision = hits / np.maximum(rows, 1)
     gained = np.diff(hits, axis=1, prepend=0)
-    total = hits[:, -1] if len(y) else np.zeros(len(times))
-    both = (total > 0) & (total < times.sum(1))
-    area = (gained * hits / np.maximum(rows, 1)).sum(1)
-    return np.divide(area, total, out=np.full(len(times), np.nan), where=both)
+    area = (gained * precision).sum(1)
+    positives = gained.sum(1)
+    both = (positives > 0) & (positives < times.sum(1))
+    return np.divide(area, positives, out=np.full(len(times), np.nan), where=both)
 
 
 class Pair(NamedTuple):
@@ -119,7 +126,6 @@ class Difference:
     error: np.ndarray  # standard error of b - a
     freedom: np.ndarray  # degrees of freedom of the error
     trainings: np.ndarray  # the part of error**2 that more runs lower; nan: one run a side
-    pairs: int  # sets of folds
     runs: int  # a side, over all sets of folds
     folds: int  # 1: a hold-out
     seen: int  # degrees of freedom that show the luck of trainings; 0: one run on a hold-out
@@ -137,7 +143,8 @@ class Difference:
     def p_value(self) -> np.ndarray:
         """The chance of a difference as large, were there none; nan where nothing varies."""
         size = np.abs(self.b - self.a)
-        ratio = np.divide(size, self.error, out=np.full_like(size, np.nan), where=self.error > 0)
+        unknown = np.full_like(size, np.nan)
+        ratio = np.divide(size, self.error, out=unknown, where=self.error > 0)
         return 2 * t.sf(ratio, self.freedom)
 
 
@@ -156,17 +163,23 @@ def differ(pairs: Sequence[tuple[Sequence, Sequence]], groups: np.ndarray) -> Di
 def differ_each(comparisons: Sequence[Sequence[tuple]], groups: np.ndarray) -> list[Difference]:
     """`differ` for several comparisons of runs on the same rows. A run that stands in many is
     measured once."""
-    runs = {
-        id(run): run for pairs in comparisons for pair in pairs for side in pair for run in side
-    }
-    judged = [judge(run, groups) for run in runs.values()]
-    times = draw_rows(np.unique(np.concatenate([run.rows for run in judged])), groups)
-    measured = {key: measure(run, times, groups) for key, run in zip(runs, judged, strict=True)}
+    runs = {}
+    for pairs in comparisons:
+        for side in sides_of(pairs):
+            runs |= {id(run): judge(run, groups) for run in side if id(run) not in runs}
+    held_out = np.unique(np.concatenate([run.rows for run in runs.values()]))
+    times = draw_rows(held_out, groups)
+    measured = {key: measure(run, times, groups) for key, run in runs.items()}
     found = []
     for pairs in comparisons:
-        sides = ([[measured[id(run)] for run in side] for side in pair] for pair in pairs)
-        found.append(combine([Pair(*both) for both in sides]))
+        sides = [[measured[id(run)] for run in side] for side in sides_of(pairs)]
+        found.append(combine([Pair(*both) for both in zip(sides[::2], sides[1::2], strict=True)]))
     return found
+
+
+def sides_of(pairs: Sequence[tuple]) -> list[Sequence]:
+    """A, B, A, B, ..."""
+    return [side for pair in pairs for side in pair]
 
 
 def judge(run: OutOfFold, groups: np.ndarray, part: np.ndarray | None = None) -> Judged:
@@ -177,7 +190,8 @@ def judge(run: OutOfFold, groups: np.ndarray, part: np.ndarray | None = None) ->
         part = run.fold
         if len(np.unique(part)) == 1:
             own = groups[run.rows]
-            part = assign_folds(run.y == 1, own, min(5, len(np.unique(own))), 0)
+            parts = min(5, len(np.unique(own)))
+            part = assign_folds(run.y == 1, own, parts, seed=0)
     pred = metrics.cross_fit(run.y, run.p, part)
     return Judged(run.rows, run.fold, run.y, run.p, pred, part)
 
@@ -186,7 +200,8 @@ def draw_rows(held_out: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """float32 (D, N): how often each row is drawn, whole groups together; 0 if not held out."""
     _, group = np.unique(groups[held_out], return_inverse=True)
     G = group.max() + 1
-    drawn = np.random.default_rng(0).multinomial(G, np.full(G, 1 / G), size=DRAWS)  # (D, G)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(G, np.full(G, 1 / G), size=DRAWS)  # (D, G)
     times = np.zeros((DRAWS, len(groups)), np.float32)
     times[:, held_out] = drawn[:, group]
     return times
@@ -195,13 +210,17 @@ def draw_rows(held_out: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def measure(run: Judged, times: np.ndarray, groups: np.ndarray) -> Measured:
     """times (D, N): how often each row is drawn; groups (N,)."""
     own = times[:, run.rows]
-    score = run.scores(np.ones((1, len(run.rows)), np.float32))[0]
+    once = np.ones((1, len(run.rows)), np.float32)
     folds = np.unique(run.fold)
-    others = (run.fold != folds[:, None]).astype(np.float32)  # (K, n)
-    without_fold = run.scores(others[: len(folds) if len(folds) > 1 else 0])
-    rows_of_fold = len(np.unique(groups[run.rows])) / len(folds)
+    others = run.fold != folds[:, None]  # (K, n)
+    if len(folds) == 1:
+        others = others[:0]
     return Measured(
-        rows_of_fold, score, run.scores(own), run.scores_chosen_again(own), without_fold
+        rows_of_fold=len(np.unique(groups[run.rows])) / len(folds),
+        score=run.scores(once)[0],
+        drawn=run.scores(own),
+        chosen_again=run.scores_chosen_again(own),
+        without_fold=run.scores(others.astype(np.float32)),
     )
 
 
@@ -209,20 +228,28 @@ def combine(pairs: Sequence[Pair]) -> Difference:
     """The difference from what was measured of the runs."""
     a, b = means_of_sides(pairs, "score")
     by_rows = gap(pairs, "chosen_again").var(0, ddof=1)
-    found = [view(pairs) for view in (by_folds, by_runs, by_splits)]
-    seen = sum(degrees for _, degrees in found)
-    freedom = seen + (seen > 0)  # one for the guess
-    total = sum(degrees * variance for variance, degrees in found) + guess(pairs) * by_rows
-    beyond = np.maximum(total / freedom, 0) if seen else 0 * by_rows
+    seen = 0  # degrees of freedom
+    total = guess(pairs) * by_rows  # with one degree
+    for view in (by_folds, by_runs, by_splits):
+        variance, degrees = view(pairs)
+        total = total + variance * degrees
+        seen += degrees
+    beyond = np.maximum(total / (seen + 1), 0) * (seen > 0)
     variance = by_rows + beyond
     # Degrees of freedom as by Welch and Satterthwaite, but that `beyond` is a difference, and so
     # varies more than its size says; 1 where nothing varies.
-    square = by_rows**2 / (DRAWS - 1) + beyond * variance / max(1, freedom)
-    degrees = np.divide(variance**2, square, out=np.ones_like(square), where=square > 0)
-    trainings = np.minimum(luck_of_trainings(pairs) + beyond, variance)
-    runs = sum(min(len(pair.a), len(pair.b)) for pair in pairs)
-    folds = max(1, len(pairs[0].a[0].without_fold))
-    return Difference(a, b, np.sqrt(variance), degrees, trainings, len(pairs), runs, folds, seen)
+    square = by_rows**2 / (DRAWS - 1) + beyond * variance / (seen + 1)
+    freedom = np.divide(variance**2, square, out=np.ones_like(square), where=square > 0)
+    return Difference(
+        a,
+        b,
+        error=np.sqrt(variance),
+        freedom=freedom,
+        trainings=np.minimum(luck_of_trainings(pairs) + beyond, variance),
+        runs=sum(min(len(pair.a), len(pair.b)) for pair in pairs),
+        folds=max(1, len(pairs[0].a[0].without_fold)),
+        seen=seen,
+    )
 
 
 def guess(pairs: Sequence[Pair]) -> np.ndarray:
@@ -233,10 +260,12 @@ def guess(pairs: Sequence[Pair]) -> np.ndarray:
     return run.rows_of_fold / rows
 
 
-def means_of_sides(pairs: Sequence[Pair], name: str) -> np.ndarray:
-    """(2, ...): the mean over a side's runs, then over the pairs, of this part of Measured."""
-    sides = [[np.mean([getattr(run, name) for run in side], axis=0) for side in p] for p in pairs]
-    return np.mean(sides, axis=0)
+def means_of_sides(pairs: Sequence[Pair], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over a side's runs, then over the pairs, of this part of Measured."""
+    means = []
+    for side in sides_of(pairs):
+        means.append(np.mean([getattr(run, name) for run in side], axis=0))
+    return np.mean(means[::2], axis=0), np.mean(means[1::2], axis=0)
 
 
 def gap(pairs: Sequence[Pair], name: str) -> np.ndarray:
@@ -256,7 +285,7 @@ def by_folds(pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
         without = gap([pair], "without_fold")  # (K, 3 + C)
         K = len(without)
         if K > 1:
-            jackknife = (K - 1) / K * ((without - without.mean(0)) ** 2).sum(0)
+            jackknife = (K - 1) * without.var(0)
             total += jackknife - gap([pair], "drawn").var(0, ddof=1)
             degrees += K - 1
     return total / len(pairs) ** 2, degrees
@@ -266,23 +295,24 @@ def by_runs(pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
     """What runs of one side on equal folds vary beyond rows."""
     squares = 0.0
     degrees = 0
-    for side in (side for pair in pairs for side in pair if len(side) > 1):
-        scores = np.array([run.score for run in side])
-        squares += ((scores - scores.mean(0)) ** 2).sum(0) - squares_by_rows(side)
-        degrees += len(side) - 1
+    for side in sides_of(pairs):
+        if len(side) > 1:
+            of_runs = np.var([run.score for run in side], axis=0) * len(side)
+            squares += of_runs - squares_by_rows(side)
+            degrees += len(side) - 1
     of_one_run = squares / max(1, degrees)
-    share = sum(1 / len(side) for pair in pairs for side in pair) / len(pairs) ** 2
-    return of_one_run * share, degrees
+    return of_one_run * share_of_a_run(pairs), degrees
 
 
 def by_splits(pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
     """What B - A varies beyond rows from one set of folds to another."""
     if len(pairs) == 1:
         return 0.0, 0
-    gaps = np.array([gap([pair], "score") for pair in pairs])
+    degrees = len(pairs) - 1
+    gaps = [gap([pair], "score") for pair in pairs]
     drawn = np.array([gap([pair], "chosen_again") for pair in pairs])  # (pairs, D, 3 + C)
-    by_rows = (drawn - drawn.mean(0)).var(1, ddof=1).sum(0) / (len(pairs) - 1)
-    return (gaps.var(0, ddof=1) - by_rows) / len(pairs), len(pairs) - 1
+    by_rows = (drawn - drawn.mean(0)).var(1, ddof=1).sum(0) / degrees
+    return (np.var(gaps, axis=0, ddof=1) - by_rows) / len(pairs), degrees
 
 
 def squares_by_rows(side: Sequence[Measured]) -> np.ndarray:
@@ -294,9 +324,14 @@ def squares_by_rows(side: Sequence[Measured]) -> np.ndarray:
 def luck_of_trainings(pairs: Sequence[Pair]) -> np.ndarray:
     """(3 + C,): the variance of B - A by what each training makes of the rows; nan where no side
     has two runs on equal folds."""
-    sides = [side for pair in pairs for side in pair]
-    degrees = sum(len(side) - 1 for side in sides)
-    if not degrees:
-        return np.full_like(sides[0][0].score, np.nan)
-    of_one_run = sum(squares_by_rows(side) for side in sides if len(side) > 1) / degrees
-    return of_one_run * sum(1 / len(side) for side in sides) / len(pairs) ** 2
+    several = [side for side in sides_of(pairs) if len(side) > 1]
+    if not several:
+        return np.full_like(pairs[0].a[0].score, np.nan)
+    degrees = sum(len(side) - 1 for side in several)
+    of_one_run = sum(squares_by_rows(side) for side in several) / degrees
+    return of_one_run * share_of_a_run(pairs)
+
+
+def share_of_a_run(pairs: Sequence[Pair]) -> float:
+    """The variance of B - A where the score of each run varies by 1."""
+    return sum(1 / len(side) for side in sides_of(pairs)) / len(pairs) ** 2
