@@ -308,6 +308,10 @@ def a_difference(gap, error, luck=np.nan, runs=1, folds=5) -> difference.Differe
             a_difference(0.01, 0.01, 5e-5, 3),
             "about 3900 to 7900 rows would show it; more seeds don't",
         ),
+        (
+            a_difference(1e-3, 0.01, 5e-5, 3),
+            "not even 20 times as many rows would show it reliably",
+        ),
         (a_difference(0.01, 0.01, runs=0, folds=1), "about 3900 to 7900 rows would show it"),
     ],
 )

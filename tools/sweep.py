@@ -159,9 +159,8 @@ def train_one(sweep: Sweep, recipe: Recipe, seed: int) -> str | None:
     own = ["--seed", str(seed), "--split-seed", str(sweep.split_seed(seed)), "--out", str(out)]
     argv = [str(recipe.code / "train.py"), *sweep.common, *recipe.flags, *own]
     code = 0
-    tries = (
-        3  # a train.py whose sweep was killed may still be at work, now on this fold, now on that
-    )
+    # A train.py whose sweep was killed may still be at work, now on this fold, now on that.
+    tries = 3
     while code == 0 and tries and not (out / "DONE.json").exists():
         for lock in out.glob("fold_*/lock"):
             with locked(lock, wait=True):
@@ -244,7 +243,7 @@ def confirm(sweep: Sweep, found: Idea, tried: int, seeds: Sequence[int]) -> None
     low, high = again.interval
     confirmed = f"{again.gap:+.4f} [{low:+.4f} to {high:+.4f}]: {again.answer}"
     print(f"as found {found.gap:+.4f}, as confirmed {confirmed}")
-    if low <= 0 <= high and again.gap and again.difference.sees_training:
+    if low <= 0 <= high and again.gap and again.difference.seen:
         print(verdict.advice(again.difference, len(again.runs[0].rows)))
     ideas = f"the best of {tried} ideas" if tried > 1 else "an idea that won"
     why = "luck helped to choose it (winner's curse); new seeds and folds owe it nothing"

@@ -13,6 +13,7 @@ from tools.parts.difference import Difference
 
 EVEN, LIKELY = 1.96, 1.96 + 0.84  # standard errors that are seen in half, and in 80 % of the cases
 MOST_SEEDS = 30  # more are not advised
+MOST_ROWS = 20  # times as many
 MEANS = ["macro-F1", "micro-F1", "mean average precision"]
 
 
@@ -36,7 +37,7 @@ def verdict(difference: Difference, rows: int, files: bool = False) -> str:
     return f"{answer}\n{advice(difference, rows, files)}" if gap else answer
 
 
-def advice(difference: Difference, rows: int, files: bool) -> str:
+def advice(difference: Difference, rows: int, files: bool = False) -> str:
     """How many seeds or rows would show a difference as large as the one seen."""
     gap = difference.b[0] - difference.a[0]
     total = difference.error[0] ** 2
@@ -49,6 +50,9 @@ def advice(difference: Difference, rows: int, files: bool) -> str:
     if fixed >= (gap / LIKELY) ** 2:
         least, most = (total * (z / gap) ** 2 * rows for z in (EVEN, LIKELY))
         useless = "" if files else "; more seeds don't help"
+        if most > MOST_ROWS * rows:
+            many = f"not even {MOST_ROWS} times as many rows would show it reliably"
+            return f"{if_so}, {many}{useless}"
         return f"{if_so}, about {rounded(least)} to {rounded(most)} rows would show it{useless}"
     least, most = (math.ceil(runs * luck / ((gap / z) ** 2 - fixed) - 1e-9) for z in (EVEN, LIKELY))
     if most > MOST_SEEDS:
