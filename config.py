@@ -33,6 +33,7 @@ class Config:
     labels: list[str] = arg(EMOTIONS, "the label columns")
     text_column: str | None = arg(None, "column of the text (default: text, or a usual other name)")
     soft_labels: bool = arg(False, "cells are shares from 0 to 1; from 0.5 on a label counts as 1")
+    missing_labels: bool = arg(False, "empty label cells are unknown: not learned, not scored")
     folds: int | None = arg(None, "default: 5; 1: one stratified 80/20 hold-out", 1, 1000)
     fold_column: str | None = arg(None, "column of given folds, from 0; -1: never held out")
     group_column: str | None = arg(None, "column whose equal cells stand in one fold (an author)")
@@ -92,7 +93,9 @@ class Config:
     @property
     def identity(self) -> dict:
         """The settings that decide what a run computes."""
-        others = (*self.files, "out", "fold", "restart", "debug", "jobs", "threads")
+        others = [*self.files, "out", "fold", "restart", "debug", "jobs", "threads"]
+        if not self.missing_labels:  # runs of before it was a setting stay the same runs
+            others.append("missing_labels")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
 
     def resolved(self, encoder_info, table, lr: float, epochs: int) -> "Config":

@@ -29,7 +29,7 @@ class Table:
     ids: list[str]
     texts: list[str]  # as written; rows with the same text are copies
     inputs: list[str]  # what the encoder reads
-    targets: np.ndarray | None  # float32 (N, C): what is learned, 0 or 1; shares (--soft-labels)
+    targets: np.ndarray | None  # float32 (N, C): what is learned, 0 or 1 (a share); nan: unknown
     text_column: str
     named: object = None  # DataFrame of the columns that a flag names
     extra: dict[str, np.ndarray] = field(
@@ -39,6 +39,7 @@ class Table:
     fold: np.ndarray | None = None  # int (N,): the fold that holds a row out; -1: none does
     sha256: str = ""  # of the file; of --train and --valid, with a space between
     identity: dict = field(default_factory=dict)  # what else decides a run (tools/distil.py)
+    unlabelled: int = 0  # texts without labels, at the end (tools/distil.py)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,8 +53,8 @@ class Table:
 
     @property
     def scored(self) -> np.ndarray:
-        """bool (N,): the rows whose labels are all known."""
-        return ~np.isnan(self.y).any(1)
+        """bool (N,): the rows of which some label is known."""
+        return ~np.isnan(self.y).all(1)
 
     @functools.cached_property
     def hashes(self) -> np.ndarray:
@@ -145,7 +146,7 @@ def assign_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np
 
     Iterative stratification (Sechidis et al. 2011, rarest label first) over whole groups.
     A group goes to the fold that has least of the label; among equals, to the one that has least of
-    the group's combination of labels, then fewest rows. UserError with fewer groups than folds.
+    the group's combination of labels and gaps (nan), then fewest rows. UserError: too few groups.
     """
     _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
     G = len(size)
@@ -153,9 +154,10 @@ def assign_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np
         problem = f"only {G} distinct texts or groups for {folds} folds (a hold-out takes five)"
         raise UserError(f"--folds: {problem} - use fewer folds, or add rows")
     # (G, C + 1): positives of each label in each group. The last label stands for the rows.
-    counts = np.stack([*(np.bincount(group, y_j, G) for y_j in y.T), size], 1).astype(np.int64)
+    counts = np.stack([*(np.bincount(group, y_j > 0, G) for y_j in y.T), size], 1).astype(np.int64)
     todo = counts > 0  # groups without a fold, by label
-    kinds, combination = np.unique(todo, axis=0, return_inverse=True)
+    gaps = np.stack([np.bincount(group, np.isnan(y_j), G) > 0 for y_j in y.T], 1)
+    kinds, combination = np.unique(np.hstack([todo, gaps]), axis=0, return_inverse=True)
     order = np.random.default_rng([seed, 0]).permutation(G)
     order = order[np.argsort(-size[order], kind="stable")]  # large groups are the hardest to place
     has = np.zeros((counts.shape[1], folds), dtype=np.int64)  # rows of each label in each fold
@@ -182,7 +184,7 @@ class OutOfFold:
 
     rows: np.ndarray  # int (n,): where they stand in the Table
     fold: np.ndarray  # int (n,)
-    y: np.ndarray  # (n, C): 0 or 1
+    y: np.ndarray  # (n, C): 0 or 1; nan: unknown
     p: np.ndarray  # float32 (n, C): probabilities
 
 

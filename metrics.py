@@ -1,7 +1,8 @@
 """Scores, thresholds and intervals: pure functions on arrays, everything compared in float32.
 
-Shapes: y and pred (N, C) of 0/1, p (N, C) probabilities, th (C,) thresholds, fold (N,). A label is
-detected when its probability >= its threshold; 0/0 counts as 0 (scikit-learn's zero_division=0).
+Shapes: y and pred (N, C) of 0/1, p (N, C) probabilities, th (C,) thresholds, fold (N,). A cell of y
+that is nan is unknown, and no score counts it. A label is detected when its probability >= its
+threshold; 0/0 counts as 0 (scikit-learn's zero_division=0).
 One more metric: `scores_from_counts`, or for each label `per_label`. Another rule for thresholds:
 `tune_thresholds`. scikit-learn is imported where it is needed: predict.py starts without it.
 """
@@ -14,14 +15,38 @@ Array = np.ndarray
 GRID = np.linspace(0.1, 0.9, 17, dtype=np.float32)  # 0.10, 0.15 ... 0.90, as in the notebook
 
 
+def both_classes(y: Array) -> tuple[Array, Array]:
+    """bool, as y: the known positives, and the known negatives; nan is neither."""
+    y = np.asarray(y)
+    return y > 0, y == 0
+
+
+def known_cells(y: Array, p: Array) -> tuple[Array, Array]:
+    """One label's y and p (N,) in the rows where it is known."""
+    known = ~np.isnan(y)
+    return np.asarray(y)[known], np.asarray(p)[known]
+
+
+def known_sums(targets: Array) -> tuple[Array, Array]:
+    """float32 (C,) each: the sum of each label's known cells, and how many they are."""
+    known = (~np.isnan(targets)).sum(0).astype(np.float32)
+    return np.nansum(targets, 0, dtype=np.float32), known
+
+
+def known_share(targets: Array) -> Array:
+    """float32 (C,): the mean of each label's known cells; 0 without any."""
+    total, known = known_sums(targets)
+    return total / np.maximum(known, 1)
+
+
 def confusion(y: Array, pred: Array) -> Array:
     """int (4, C): true positives, false positives, false negatives, true negatives by label."""
-    y = np.asarray(y).astype(bool)
+    positive, negative = both_classes(y)
     pred = np.asarray(pred).astype(bool)
-    tp = (y & pred).sum(0)
-    fp = (~y & pred).sum(0)
-    fn = (y & ~pred).sum(0)
-    tn = (~y & ~pred).sum(0)
+    tp = (positive & pred).sum(0)
+    fp = (negative & pred).sum(0)
+    fn = (positive & ~pred).sum(0)
+    tn = (negative & ~pred).sum(0)
     return np.stack([tp, fp, fn, tn])
 
 
@@ -37,8 +62,11 @@ def precision_recall_f1(counts: Array) -> tuple[Array, Array, Array]:
 def scores_from_counts(counts: Array, exact: float) -> dict[str, float]:
     """`scores`, from the counts of `confusion` and the share of rows with every label right.
 
-    What `printed` leaves is printed, by train.py and predict.py.
+    A label of which no cell is known is left out of the means. What `printed` leaves is printed, by
+    train.py and predict.py.
     """
+    if counts.any():
+        counts = counts[:, counts.any(0)]
     precision, recall, f1 = precision_recall_f1(counts)  # (C,) each
     micro_precision, micro_recall, micro_f1 = precision_recall_f1(counts.sum(1))
     return {
@@ -54,8 +82,15 @@ def scores_from_counts(counts: Array, exact: float) -> dict[str, float]:
 
 def scores(y: Array, pred: Array) -> dict[str, float]:
     """Macro and micro precision, recall and F1; exact match (every label of a row right)."""
-    exact = np.mean((np.asarray(y) == pred).all(1)) if len(y) else 0.0
-    return scores_from_counts(confusion(y, pred), exact)
+    right, rows = exact_matches(y, pred)
+    return scores_from_counts(confusion(y, pred), right / max(rows, 1))
+
+
+def exact_matches(y: Array, pred: Array) -> tuple[int, int]:
+    """How many rows have every label right, and of how many: those whose labels are all known."""
+    y = np.asarray(y)
+    whole = ~np.isnan(y).any(1)
+    return int((y == pred).all(1).sum()), int(whole.sum())
 
 
 def printed(scores: dict[str, float]) -> dict[str, float]:
@@ -73,16 +108,17 @@ def detect(p: Array, th: Array) -> Array:
 
 def f1_by_threshold(y: Array, p: Array, grid: Array = GRID) -> Array:
     """float64 (C, len(grid)): F1 of each label at each threshold of the ascending grid."""
-    y = np.asarray(y).astype(bool)
+    positive, _ = both_classes(y)
+    unknown = np.isnan(y)
     p = np.asarray(p, dtype=np.float32)
     grid = np.asarray(grid, dtype=np.float32)
-    f1 = np.empty((y.shape[1], len(grid)))
-    for j in range(y.shape[1]):
+    f1 = np.empty((p.shape[1], len(grid)))
+    for j in range(p.shape[1]):
         reached = np.searchsorted(grid, p[:, j], side="right")  # how many thresholds a row reaches
-        detected = rows_reaching(reached, len(grid))
-        tp = rows_reaching(reached[y[:, j]], len(grid))
-        fp = detected - tp
-        fn = y[:, j].sum() - tp
+        reached[unknown[:, j]] = 0
+        tp = rows_reaching(reached[positive[:, j]], len(grid))
+        fp = rows_reaching(reached, len(grid)) - tp
+        fn = positive[:, j].sum() - tp
         f1[j] = precision_recall_f1([tp, fp, fn])[2]
     return f1
 
@@ -108,9 +144,10 @@ def tune_thresholds(y: Array, p: Array, grid: Array = GRID, near: float = 0.01) 
     f1_longer = f1_by_threshold(y, p, longer)
     f1 = f1_longer[:, -len(grid) :]
     th = np.full(len(f1), 0.5, dtype=np.float32)
-    for j in np.flatnonzero(y.any(0)):
+    for j in np.flatnonzero(both_classes(y)[0].any(0)):
         if f1_longer[j].argmax() == 0:
-            own = np.union1d(p[p[:, j] < longer[0], j], longer)
+            known_p = known_cells(y[:, j], p[:, j])[1]
+            own = np.union1d(known_p[known_p < longer[0]], longer)
             th[j] = plateau_middle(f1_by_threshold(y[:, [j]], p[:, [j]], own)[0], own, near)
         elif f1[j].argmax() == 0:
             th[j] = plateau_middle(f1_longer[j], longer, near)
@@ -145,12 +182,12 @@ def cross_fit(y: Array, p: Array, fold: Array) -> Array:
 
 def bootstrap_f1(y: Array, pred: Array, draws: int = 1000, seed: int = 0) -> Array:
     """float64 (draws, C): F1 of each label over rows drawn with replacement (Efron's bootstrap)."""
-    y = np.asarray(y).astype(bool)
+    positive, negative = both_classes(y)
     pred = np.asarray(pred).astype(bool)
-    cells = np.concatenate([y & pred, ~y & pred, y & ~pred], axis=1)  # (N, 3 C): tp, fp, fn
-    cells = cells.astype(np.float32)
+    cells = np.concatenate([positive & pred, negative & pred, positive & ~pred], axis=1)
+    cells = cells.astype(np.float32)  # (N, 3 C): tp, fp, fn
     rng = np.random.default_rng(seed)
-    n = len(y)
+    n = len(pred)
     counts = np.empty((draws, cells.shape[1]), dtype=np.float32)
     for i in range(draws):
         times_drawn = np.bincount(rng.integers(0, n, n), minlength=n)  # of each row
@@ -191,10 +228,9 @@ def per_label(y: Array, p: Array, pred: Array, th: Array, names: list[str]) -> d
 
     by_label = table_from_counts(confusion(y, pred), th, names)
     for j, row in enumerate(by_label.values()):
-        given = y[:, j]
-        probability = p[:, j]
+        given, probability = known_cells(y[:, j], p[:, j])
         row["average_precision"] = row["roc_auc"] = None
-        if 0 < row["support"] < len(y):
+        if 0 < row["support"] < len(given):
             row["average_precision"] = float(average_precision_score(given, probability))
             row["roc_auc"] = float(roc_auc_score(given, probability))
         row["ece"] = reliability(given, probability)[2]
@@ -205,7 +241,8 @@ def per_label(y: Array, p: Array, pred: Array, th: Array, names: list[str]) -> d
 def reliability(y: Array, p: Array, bins: int = 10) -> tuple[Array, Array, float]:
     """One label's y and p (N,) in bins of equal width: each bin's mean probability and share of
     positives, and the expected calibration error (Naeini et al. 2015). Without empty bins."""
-    bin_of_row = np.minimum((np.asarray(p) * bins).astype(int), bins - 1)
+    y, p = known_cells(y, p)
+    bin_of_row = np.minimum((p * bins).astype(int), bins - 1)
     rows = np.bincount(bin_of_row, minlength=bins)
     filled = rows > 0
     rows = rows[filled]
@@ -220,6 +257,7 @@ def platt(y: Array, p: Array) -> tuple[float, float]:
 
     Without both classes, or where a <= 0 would turn the order of the scores round: (1, 0).
     """
+    y, p = known_cells(y, p)
     if len(np.unique(y)) < 2:
         return 1.0, 0.0
     from sklearn.linear_model import LogisticRegression
@@ -279,7 +317,8 @@ def summary(y: Array, p: Array, fold: Array, names: list[str]) -> Summary:
     for k in np.unique(fold):
         held_out = fold == k
         macro_f1.append(scores(y[held_out], crossed[held_out])["macro_f1"])
-    values["macro_f1_cross_fitted_ci95"] = interval(draws.mean(1))
+    labels = (known_sums(y)[1] > 0).sum()  # of which a cell is known, as in `scores_from_counts`
+    values["macro_f1_cross_fitted_ci95"] = interval(draws.sum(1) / max(1, labels))
     values["macro_f1_cross_fitted_fold_std"] = float(np.std(macro_f1))
     values["per_label"] = by_label
     return Summary(values, th, crossed, draws)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import metrics
 from config import Config
 from data import DataCollator, EmotionDataset
 from support.device import autocast, in_threads
@@ -116,12 +117,12 @@ def compute_loss(
 def build_model(
     path: str, config: Config, targets: np.ndarray, token_ids: np.ndarray
 ) -> EmotionClassifier:
-    """A pretrained encoder with a new head. targets (N, C): of the rows to train on; token_ids:
-    those that occur."""
+    """A pretrained encoder with a new head. targets (N, C): of the rows to train on, nan: unknown;
+    token_ids: those that occur."""
     encoder = load_encoder(path)
     model = EmotionClassifier(encoder, config)
     if not config.pos_weight:  # which makes all labels equally frequent
-        model.start_at(torch.from_numpy(targets.mean(0).clip(0.001, 0.999)))
+        model.start_at(torch.from_numpy(metrics.known_share(targets).clip(0.001, 0.999)))
     use_token_table(encoder, token_ids)
     for part in lowest_parts(encoder, config.freeze):
         part.requires_grad_(False)

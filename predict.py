@@ -31,7 +31,8 @@ from support.csvwriter import GrowingCSV, check_paths
 from support.encoders import inspect_encoder
 from support.files import json_sha256, unchanged
 from support.finished import FinishedRun, read_thresholds
-from support.inputcsv import InputCSV, check_texts
+from support.inputcsv import InputCSV
+from support.oddrows import check_texts
 
 CHUNK = 10_000  # rows read, tokenised, predicted and appended at a time
 
@@ -201,12 +202,13 @@ def predict_file(config: PredictConfig, signals: Signals) -> int:
             with_text,
             config.calibrate,
             CHUNK,
+            2,  # the version of what a chunk holds
         ]
         key = json_sha256([checksums, th.tolist(), settings, *map(str, paths)])
         out = GrowingCSV(paths, run.names, rows, key)
         first = out.chunks  # those before are done
         counts = np.array(out.progress[0])
-        exact = out.progress[1]
+        exact = np.array(out.progress[1])
         tables = itertools.islice(read_chunks(source, CHUNK), first, None)
         chunks = math.ceil(rows / CHUNK)
         for table in tqdm(tables, total=chunks, initial=first, unit="chunk", disable=None):
@@ -218,13 +220,12 @@ def predict_file(config: PredictConfig, signals: Signals) -> int:
             )
             detected = metrics.detect(p, th)
             if source.scored:
-                known = table.scored  # rows marked -1 are not scored
-                counts += metrics.confusion(table.y[known], detected[known])
-                exact += int((table.y[known] == detected[known]).all(1).sum())
+                counts += metrics.confusion(table.y, detected)
+                exact += metrics.exact_matches(table.y, detected)
             if config.calibrate:
                 p = metrics.calibrated(p, *platt)
             texts = table.texts if with_text else None
-            out.append(table.ids, texts, [counts.tolist(), exact], detected, p)
+            out.append(table.ids, texts, [counts.tolist(), exact.tolist()], detected, p)
     out.finish()
     if source.scored:
         print(report.scores_of_counts(counts, exact, th, run.names))

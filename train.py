@@ -89,9 +89,7 @@ def train(
         table = split(read_rows(config), config)
         encoder_info = inspect_encoder(config.model, as_saved=True)  # no weights yet
         rate, epochs = default_rate_and_epochs(encoder_info.num_parameters, len(table))
-        config = config.resolved(
-            encoder_info, table, rate, epochs
-        )  # what was left out is filled in
+        config = config.resolved(encoder_info, table, rate, epochs)  # fills in what was left out
         path = place_run(config, table.sha256)
         set_threads(config, path)  # a resumed run keeps its number of threads
         dataset = encode(encoder_info.tokenizer, table.inputs, config.max_length)
@@ -204,9 +202,8 @@ def train_one_epoch(
         if not skipped:
             scheduler.step()
             taken += 1
-        checkpoint.after_step(
-            step_loss, norm
-        )  # counts the step; saves now and then, and when a signal came
+        # Counts the step; saves now and then, and when a signal came.
+        checkpoint.after_step(step_loss, norm)
     return taken
 
 
@@ -239,17 +236,19 @@ def validate(
 def make_criterion(config: Config, train_targets: np.ndarray) -> Criterion:
     """A function: logits and targets (B, C) -> the loss of each row (B,), the mean over its labels.
 
-    Binary cross-entropy, or focal loss with gamma 2 (Lin et al. 2017). `train_targets` (n, C):
-    of the rows to train on.
+    Binary cross-entropy, or focal loss with gamma 2 (Lin et al. 2017). A target that is nan is
+    unknown: its loss is 0. `train_targets` (n, C): of the rows to train on.
     """
     pos_weight = None
     if config.pos_weight:  # negatives per positive of each label; 1 for a label without positives
-        positives = train_targets.sum(0)
-        odds = (len(train_targets) - positives) / np.maximum(positives, 1)
+        positives, known = metrics.known_sums(train_targets)
+        odds = (known - positives) / np.maximum(positives, 1)
         weight = np.where(positives > 0, odds, 1.0).clip(0.01, 100)
         pos_weight = torch.tensor(weight, dtype=torch.float32, device=config.device)
 
     def criterion(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        known = ~targets.isnan()  # replaced before the loss: after it 0 * nan would be nan
+        logits, targets = torch.where(known, logits, 0), torch.where(known, targets, 0)
         smoothed = targets * (1 - config.label_smoothing) + config.label_smoothing / 2
         loss = F.binary_cross_entropy_with_logits(
             logits, smoothed, pos_weight=pos_weight, reduction="none"
@@ -257,7 +256,7 @@ def make_criterion(config: Config, train_targets: np.ndarray) -> Criterion:
         if config.loss == "focal":
             error = (torch.sigmoid(logits) - targets).abs()  # of 0/1 labels: 1 - that of the truth
             loss = loss * error**2
-        return loss.mean(1)
+        return torch.where(known, loss, 0).mean(1)
 
     return criterion
 

@@ -47,7 +47,7 @@ class BlendedRun:
         parts = [read_labelled_oof(run, []) for run in self.runs]
         first = parts[0]
         for run, part in zip(self.runs, parts, strict=True):
-            same = part.ids == first.ids and np.array_equal(part.y, first.y)
+            same = part.ids == first.ids and np.array_equal(part.y, first.y, equal_nan=True)
             if not (same and np.array_equal(part.group, first.group)):
                 problem = f"held out other rows than {self.runs[0].path}: no mean to tune on"
                 hint = "give --thresholds, such as 0.5, and leave --calibrate out"

@@ -106,7 +106,7 @@ class GrowingCSV:
     """Files whose chunks lie in <name>.part/, each sealed by a checksum, until all are there.
 
     `chunks` are done. `progress`: what was scored in them, `metrics.confusion`'s counts (4, C) and
-    the number of rows with every label right.
+    `metrics.exact_matches`.
     """
 
     def __init__(self, paths: list[Path], names: list[str], rows: int, key: str):
@@ -120,7 +120,7 @@ class GrowingCSV:
             if not lock.__enter__():
                 raise UserError(f"{path}: another predict.py is writing it - wait, or see --output")
         self.chunks = self.done = 0
-        self.progress = [[[0] * len(names)] * 4, 0]
+        self.progress = [[[0] * len(names)] * 4, [0, 0]]
         with contextlib.suppress(UserError):  # up to the first that is missing or damaged
             while (chunk := read_json(self.place(self.chunks), sealed=True))["key"] == key:
                 self.done = chunk["done"]

@@ -248,7 +248,7 @@ class OofCSV:
     fold: np.ndarray  # int16 (n,)
     p: np.ndarray  # float32 (n, C): probabilities
     group: np.ndarray | None  # int (n,): equal for rows that belong together
-    y: np.ndarray | None  # (n, C): the labels given, 0 or 1
+    y: np.ndarray | None  # (n, C): the labels given, 0 or 1; nan: unknown
 
 
 def read_oof_csv(run: Run) -> OofCSV:
@@ -262,7 +262,7 @@ def read_oof_csv(run: Run) -> OofCSV:
         group = y = None
         if others.shape[1]:
             group = others.iloc[:, 0].to_numpy(int)
-            given = others.iloc[:, 1:].to_numpy(np.float32)
+            given = others.iloc[:, 1:].replace("", "nan").to_numpy(np.float32)
             y = np.where(np.isnan(given), given, given >= 0.5)
         sound = ((p >= 0) & (p <= 1)).all() and (y is None or y.shape == p.shape)
     except (KeyError, ValueError, OverflowError, StopIteration):

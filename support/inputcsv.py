@@ -46,12 +46,15 @@ class InputCSV(CsvFile):
 
         `config`: the settings of the run, or with `training` those of the command. `names`: the
         labels, where they are not the run's; () for texts alone. `text_column`: as the user asked;
-        of --valid the one of --train. With `training` every label column must be there, and -1 is
-        no label.
+        of --valid the one of --train. With `training` every label column must be there, and a cell
+        is unknown only if it is empty, with --missing-labels.
         """
         super().__init__(path, config.labels if names is None else names)
         self.training = training
         self.soft = config.soft_labels
+        self.unknown = {"", "-1"}  # -1: as in Jigsaw's test labels
+        if training:
+            self.unknown = {""} if config.missing_labels else set()
         self.named = []  # columns that a flag names, and so are no labels
         self.text_column = None  # until it is found
         self.labels_named = config.labels is not EMOTIONS  # by a flag
@@ -65,6 +68,7 @@ class InputCSV(CsvFile):
         self._check_named()
         self.rows = 0
         self.id_hashes = [np.zeros(0, np.int64)]
+        self.known = np.zeros(len(self.names), int)  # cells of each label
         self.counts = Counter()  # of rows, by the warning
         self.text_counts = Counter()  # of texts, by the warning
         self.wrong_cells = 0  # label cells that are not 0/1
@@ -205,7 +209,7 @@ class InputCSV(CsvFile):
         return [str(i) for i in range(first, first + len(frame))]
 
     def read_labels(self, frame) -> np.ndarray | None:
-        """float32 (N, C); nan for rows that are not to be scored.
+        """float32 (N, C); nan for what is unknown.
 
         None without label columns, and where a cell is not 0 or 1 (or no share): it is counted.
         """
@@ -214,12 +218,13 @@ class InputCSV(CsvFile):
         cells = frame[self.names].apply(lambda column: column.str.strip().str.lower())
         read = as_share if self.soft else TRUTH
         targets = cells.apply(lambda column: column.map(read)).to_numpy(np.float32)
-        unknown = np.isnan(targets)
-        if not self.training:  # Jigsaw's test labels
-            unscored = (cells == "-1").all(axis=1).to_numpy(bool)
-            self.counts["rows are not scored: all their labels are -1"] += int(unscored.sum())
-            unknown[unscored] = False
-        wrong = np.argwhere(unknown)
+        unknown = cells.isin(self.unknown).to_numpy()
+        self.known += (~unknown).sum(0)
+        words = "rows are not scored: all their labels are -1 or empty"
+        if self.training:
+            words = "rows have no known label: none is learned or scored"
+        self.counts[words] += int(unknown.all(1).sum())
+        wrong = np.argwhere(np.isnan(targets) & ~unknown)
         for i, j in wrong[: 5 - len(self.first_wrong)]:
             cell = frame[self.names[j]].iloc[i]
             self.first_wrong.append((frame.index[i], self.names[j], cell))
@@ -307,12 +312,16 @@ class InputCSV(CsvFile):
                 warn(f"{self.path}: {count} {words}")
 
     def check_rows(self) -> None:
-        """Of a training file, after its last row. UserError for cells that are not 0/1, for columns
-        that may be forgotten labels, and for no rows at all."""
+        """Of a training file, after its last row. UserError for cells that are not 0/1, for labels
+        of which none is known, for columns that may be forgotten labels, and for no rows at all."""
         if not self.rows:
             raise UserError(f"{self.path}: a header and no rows - add rows")
         if self.wrong_cells:
             raise self._wrong_labels()
+        if never := [name for name, n in zip(self.names, self.known, strict=True) if not n]:
+            columns = ", ".join(map(repr, never))
+            hint = "fill some cells, or leave the label out of --labels"
+            raise UserError(f"{self.path} column {columns}: every cell is empty - {hint}")
         self._check_zero_one_columns()
 
     def _check_zero_one_columns(self) -> None:
@@ -347,35 +356,10 @@ class InputCSV(CsvFile):
             hint = "write a number in each cell"
         elif not np.isnan(as_share(cell)):
             hint += ", or use --soft-labels to learn shares as they are"
+        if ("-1" if self.unknown else "") in self.words:
+            hint += "; where a label is unknown, leave the cell empty, with --missing-labels"
         if column_names([cell]) == [name] and self.counts[REPEATED]:
             hint = f"{self.counts[REPEATED]} {REPEATED}"
         elif code := pandas_of_words(self._pandas, self.names, set(self.words)):
             hint = code
         return UserError(f"{self.path}:{row} column {name!r}: {problem} ({found}) - {hint}")
-
-
-def check_texts(texts) -> list[str]:
-    """Texts that Python code gives: a str, a list of str or a Series, as a list.
-
-    UserError with the place of what is no str.
-    """
-    if isinstance(texts, str):
-        texts = [texts]
-    for name in ("to_list", "tolist"):  # a Series of pandas or polars, an array
-        if hasattr(texts, name):
-            texts = getattr(texts, name)()
-    if not isinstance(texts, (list, tuple)):
-        hint = "give a list of str, or one column, such as df['text']"
-        raise UserError(f"texts: is a {type(texts).__name__} - {hint}")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            problem = f"is {text!r:.40}, a {type(text).__name__}"
-            raise UserError(f"texts[{i}]: {problem} - give a str, '' for a blank text")
-    return [with_whole_characters(text) for text in texts]
-
-
-def with_whole_characters(text: str) -> str:
-    """Halves of characters, as JSON's \\ud83d leaves them, joined; one alone becomes U+FFFD."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

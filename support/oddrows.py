@@ -1,10 +1,12 @@
-"""Cells and texts of a CSV: what they mean, and what is odd in them."""
+"""Cells and texts, of a CSV or from Python: what they mean, and what is odd in them."""
 
 import contextlib
 import re
 import unicodedata
 
 import numpy as np
+
+from support.process import UserError
 
 TRUTH = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
@@ -66,3 +68,30 @@ def as_share(cell: str) -> float:
         if cell.isascii() and "_" not in cell:  # float() takes 0_1 and other scripts' digits
             x = float(cell)
     return x if 0 <= x <= 1 else np.nan
+
+
+def check_texts(texts) -> list[str]:
+    """Texts that Python code gives: a str, a list of str or a Series, as a list.
+
+    UserError with the place of what is no str.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    for name in ("to_list", "tolist"):  # a Series of pandas or polars, an array
+        if hasattr(texts, name):
+            texts = getattr(texts, name)()
+    if not isinstance(texts, (list, tuple)):
+        hint = "give a list of str, or one column, such as df['text']"
+        raise UserError(f"texts: is a {type(texts).__name__} - {hint}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            problem = f"is {text!r:.40}, a {type(text).__name__}"
+            raise UserError(f"texts[{i}]: {problem} - give a str, '' for a blank text")
+    return [with_whole_characters(text) for text in texts]
+
+
+def with_whole_characters(text: str) -> str:
+    """Halves of characters, as JSON's \\ud83d leaves them, joined; one alone becomes U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -18,6 +18,7 @@ from support import fonts
 from support.csvwriter import csv_text
 from support.encoders import EncoderInfo
 from support.process import warn
+from support.splits import warn_of_common_text
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/)
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999933".split()  # noqa: SIM905
@@ -38,18 +39,22 @@ def print_data(
     table: Table, names: list[str], dataset: EmotionDataset, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Print what a person wants to know of the data before training; warn of what looks wrong."""
-    scored = table.scored  # texts without labels only teach (tools/distil.py)
-    y, fold = table.y[scored], table.fold[scored]
-    n = len(y)
+    n = len(table) - table.unlabelled
+    y, fold = table.y[:n], table.fold[:n]
     lengths = dataset.lengths
-    _, text, copies = np.unique(table.hashes[scored], return_inverse=True, return_counts=True)
-    combinations = [bytes(row) for row in y.astype(np.uint8)]  # of labels, by row
+    _, text, copies = np.unique(table.hashes[:n], return_inverse=True, return_counts=True)
+    coded = np.nan_to_num(y, nan=-1)
+    if (coded < 0).any():  # a gap is what a copy of the text has there
+        of_text = np.full((len(copies), y.shape[1]), -1.0)
+        np.maximum.at(of_text, text, coded)
+        coded = np.where(coded < 0, of_text[text], coded)
+    combinations = [bytes(row) for row in coded.astype(np.int8)]  # of labels, by row
     conflicts = len(set(zip(text.tolist(), combinations, strict=True))) - len(copies)
     unknown = np.mean(dataset.token_ids == tokenizer.unk_token_id)  # ModernBERT has none: 0
     first = tokenizer.convert_ids_to_tokens(dataset[0]["input_ids"].tolist())
     print(
         f"rows {n} | label combinations {len(set(combinations))}"
-        f" | rows with no label {1 - y.any(1).mean():.1%}"
+        f" | rows with no label {1 - (y > 0).any(1).mean():.1%}"
         f" | duplicate texts {n - len(copies)} ({conflicts} with other labels)"
     )
     print(
@@ -66,35 +71,27 @@ def print_data(
 
 
 def print_labels(y: np.ndarray, fold: np.ndarray, names: list[str]) -> None:
-    """The share of each label, and its positives in each fold; a warning where they are few."""
+    """The share of each label in its known cells, its positives in each fold, its unknown cells;
+    a warning where it has few positives, or no negatives."""
+    positive, negative = metrics.both_classes(y)
+    unknown = np.isnan(y).sum(0)
     numbers = np.unique(fold)  # -1: never held out
-    print(f"label: share (positives {'never held out, ' if -1 in numbers else ''}in each fold)")
+    head = f"label: share (positives {'never held out, ' if -1 in numbers else ''}in each fold)"
+    print(head + (", cells that are unknown" if unknown.any() else ""))
     for j, name in enumerate(names):
-        positives = {k: int(y[fold == k, j].sum()) for k in numbers}
-        print(f"  {name:<12} {y[:, j].mean():.3f} ({' '.join(map(str, positives.values()))})")
+        positives = {k: int(positive[fold == k, j].sum()) for k in numbers}
+        share = positive[:, j].sum() / max(1, len(y) - unknown[j])
+        gaps = f", {unknown[j]} unknown" if unknown.any() else ""
+        print(f"  {name:<12} {share:.3f} ({' '.join(map(str, positives.values()))}){gaps}")
         total = sum(positives.values())
         held_out = [positives[k] for k in numbers if k >= 0]
         # None to train on, none to score, or fewer than a score can rest on.
         if total == max(held_out) or not any(held_out) or total < max(5, len(held_out)):
             few = f"{total} positives for {len(held_out)} folds, {sum(held_out)} of them held out"
             warn(f"label {name}: {few} - its scores will mean little")
-        elif y[:, j].all():
-            warn(f"label {name}: all {total} rows have it - its scores will mean little")
-
-
-def warn_of_common_text(table: Table, names: list[str]) -> None:
-    """A warning where one text is that of many rows; with the shares of its labels."""
-    rows = np.flatnonzero(table.scored)
-    _, text, copies = np.unique(table.hashes[rows], return_inverse=True, return_counts=True)
-    n = copies.max()
-    if n < max(10, len(rows) / 100):
-        return
-    rows = rows[text == copies.argmax()]
-    y = table.y[rows]
-    order = np.argsort(-y.mean(0), kind="stable")[:5]
-    shares = [f"{names[j]} {y[:, j].mean():.2f}" for j in order if y[:, j].any()]
-    start = table.texts[rows[0]][:40]
-    warn(f"{n} rows have the text {start!r}; its labels: {', '.join(shares) or 'none'}")
+        elif not negative[:, j].any():
+            rows = f"all {total} {'known ' if unknown[j] else ''}rows have it"
+            warn(f"label {name}: {rows} - its scores will mean little")
 
 
 def fold_line(k: int, train_rows: int, val_rows: int, size: str) -> str:
@@ -141,15 +138,17 @@ def number(x: float | None) -> str:
     return "-" if x is None else f"{x:.4f}"
 
 
-def scores_of_counts(counts: np.ndarray, exact: int, th: np.ndarray, names: list[str]) -> str:
+def scores_of_counts(
+    counts: np.ndarray, exact: np.ndarray, th: np.ndarray, names: list[str]
+) -> str:
     """What predict.py says of labelled rows, from the counts (4, C) of `metrics.confusion`.
 
-    `exact`: rows with every label right.
+    `exact`: of `metrics.exact_matches`.
     """
-    rows = counts[:, 0].sum()
-    if not rows:
+    if not counts.sum():
         return "no row to score"
-    scores = metrics.printed(metrics.scores_from_counts(counts, exact / rows))
+    right, rows = exact
+    scores = metrics.printed(metrics.scores_from_counts(counts, right / max(1, rows)))
     line = " | ".join(f"{name} {score:.4f}" for name, score in scores.items())
     return label_table(metrics.table_from_counts(counts, th, names)) + "\n" + line
 
@@ -196,12 +195,14 @@ def title(model: str, values: dict, rows: int) -> str:
 
 
 def write_oof(folder: Path, table: Table, oof: OutOfFold, names: list[str]) -> None:
-    """oof.csv: of every held-out row id, fold, probabilities, group and the labels given.
+    """oof.csv: of every held-out row id, fold, probabilities, group and the labels given: empty
+    where they are unknown.
 
     Rows of equal group belong together: copies of a text, rows of one cell of --group-column.
     """
     group = np.zeros(len(table), int)
     labelled = table.scored  # not the texts that tools/distil.py adds
+    labelled[oof.rows] = True  # but rows without a known label
     group[labelled] = np.unique(table.groups[labelled], return_inverse=True)[1]
     header = ["id", "fold", *names]
     for name in ("group", *(f"given_{name}" for name in names)):
@@ -210,7 +211,7 @@ def write_oof(folder: Path, table: Table, oof: OutOfFold, names: list[str]) -> N
         header.append(name)
     lines = [header]
     for i, k, p in zip(oof.rows, oof.fold, oof.p, strict=True):
-        numbers = [f"{x:.9g}" for x in [*p, group[i], *table.targets[i]]]
+        numbers = [f"{x:.9g}".replace("nan", "") for x in [*p, group[i], *table.targets[i]]]
         lines.append([table.ids[i], k, *numbers])
     (folder / "oof.csv").write_bytes(csv_text(lines).encode())
 
@@ -218,13 +219,15 @@ def write_oof(folder: Path, table: Table, oof: OutOfFold, names: list[str]) -> N
 def write_likely_errors(
     folder: Path, table: Table, oof: OutOfFold, pred: np.ndarray, names: list[str]
 ) -> None:
-    """errors.csv: (row, label) cells by out-of-fold loss, the likeliest mistakes first.
+    """errors.csv: known (row, label) cells by out-of-fold loss, the likeliest mistakes first.
 
     pred (n, C): the cross-fitted verdicts. With a byte order mark, by which Excel knows UTF-8.
     """
     right = np.where(oof.y > 0, oof.p, 1 - oof.p).astype(np.float64)  # of the label given
+    right[np.isnan(oof.y)] = np.nan  # they come last
+    cells = np.argsort(right, axis=None, kind="stable")[: np.isfinite(right).sum()]
     lines = [["id", "fold", "label", "given", "verdict", "probability", "loss", "text"]]
-    for cell in np.argsort(right, axis=None, kind="stable")[:ERRORS].tolist():
+    for cell in cells[:ERRORS].tolist():
         i, j = divmod(cell, len(names))
         row = oof.rows[i]
         loss = -np.log(max(right[i, j], 1e-12))
@@ -286,11 +289,10 @@ def draw_panels(
     panels = figure.subplot_mosaic("ABE;CDE")  # E, with a bar for every label, is the tall one
     draw_losses(panels["A"], log)
     draw_macro_f1(panels["B"], log)
-    positives = oof.y.sum(0)
+    positives, known = metrics.known_sums(oof.y)
     for j, colour in zip(np.argsort(-positives, kind="stable")[:MOST], COLOURS, strict=False):
-        if 0 < positives[j] < len(oof.y):
-            y = oof.y[:, j]
-            p = oof.p[:, j]
+        if 0 < positives[j] < known[j]:
+            y, p = metrics.known_cells(oof.y[:, j], oof.p[:, j])
             draw_precision_recall(panels["C"], y, p, summary.th[j], names[j], colour)
             draw_reliability(panels["D"], y, p, names[j], colour)
     draw_f1(panels["E"], oof.y, summary, names)
@@ -356,7 +358,7 @@ def draw_reliability(ax, y, p, name: str, colour: str) -> None:
 
 def draw_f1(ax, y: np.ndarray, summary: Summary, names: list[str]) -> None:
     """A bar for each label, the most frequent on top."""
-    positives = y.sum(0)
+    positives, _ = metrics.known_sums(y)
     order = np.argsort(positives, kind="stable")
     f1 = metrics.precision_recall_f1(metrics.confusion(y, summary.pred))[2]
     low, high = np.quantile(summary.draws, [0.025, 0.975], axis=0)

@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 
+import metrics
 from config import Config
 from support.oddrows import is_blank
 from support.process import UserError, warn
@@ -157,6 +158,22 @@ def warn_of_large_groups(table, folds: int) -> None:
         reason += f"; the text {text[:40]!r} joins {groups} groups" if groups > 1 else ""
     count = f"{len(largest)} of {len(table)} rows belong together"
     warn(f"{count}, more than 1/{folds} of all ({reason})")
+
+
+def warn_of_common_text(table, names: list[str]) -> None:
+    """A warning where one text is that of many rows; with the shares of its labels."""
+    rows = np.arange(len(table) - table.unlabelled)
+    _, text, copies = np.unique(table.hashes[rows], return_inverse=True, return_counts=True)
+    n = copies.max()
+    if n < max(10, len(rows) / 100):
+        return
+    rows = rows[text == copies.argmax()]
+    y = table.y[rows]
+    share = metrics.known_share(y)
+    order = np.argsort(-share, kind="stable")[:5]
+    shares = [f"{names[j]} {share[j]:.2f}" for j in order if share[j]]
+    start = table.texts[rows[0]][:40]
+    warn(f"{n} rows have the text {start!r}; its labels: {', '.join(shares) or 'none'}")
 
 
 def _warn_of_both_sides(fold: np.ndarray, keys: np.ndarray, has: np.ndarray, kind: str) -> None:

@@ -15,6 +15,7 @@ test_splits.py          your own folds, groups, validation file, soft labels; a 
 test_model.py           every architecture, tokenizers, pooling, the head
 test_train.py           the loop, the losses, the schedule, what a run folder holds
 test_metrics.py         scores, thresholds, calibration
+test_missing.py         label cells that are empty: neither learned nor scored
 test_numbers.py         memory that runs out, nan and inf, the same numbers in any batch
 test_report.py          pictures, errors.csv
 test_jobs.py            folds in parallel, threads

@@ -1,8 +1,8 @@
 """Teach a small encoder what a large one found: python tools/distil.py RUN --texts new.csv --out X
 
 Folds are taught by folds. The student's fold k learns from the labelled rows of the other folds,
-their labels drawn half-way to the probabilities of the teacher's fold k, and from texts without
-labels by these probabilities alone: no label of the rows it is judged on reaches it.
+their labels drawn half-way to the probabilities of the teacher's fold k, and where there is no
+label by these probabilities alone: no label of the rows it is judged on reaches it.
 Hinton et al. 2015, arxiv.org/abs/1503.02531. The rows and their targets: tools/parts/teaching.py.
 """
 
@@ -22,7 +22,7 @@ from support.csvfile import nearby
 from support.process import UserError
 
 DATA = ("train", "valid", "labels", "text_column", "soft_labels", "folds", "fold_column")
-DATA += ("group_column", "split_seed")
+DATA += ("group_column", "split_seed", "missing_labels")
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ def read(config: DistilConfig) -> Table:
 def for_one(table: TaughtTable, student: FinishedRun, seed: int) -> Table:
     """All rows for one model, taught by the mean of the teacher's folds. No row is left to judge it
     on; a few texts, held back, show how far it agrees with the teacher."""
-    texts = np.flatnonzero(~table.scored)
+    texts = np.arange(len(table))[-table.unlabelled :]
     few = np.random.default_rng(seed).permutation(texts)[::20]
     print(f"scores of the epochs: agreement with the teacher on {len(few)} texts held back")
     fold = np.full(len(table), -1, np.int16)
     fold[few] = 0
     fields = {f.name: getattr(table, f.name) for f in dataclasses.fields(Table)}
     fields["identity"] = table.identity | {"single": student.key}
-    return Table(**fields | {"targets": table.taught(None), "fold": fold})
+    return Table(**fields | {"targets": table.taught(None), "fold": fold, "unlabelled": 0})
 
 
 def finish(config: DistilConfig, table: Table, run: Run) -> None:

@@ -375,7 +375,7 @@ PREDICT_ODD = [
     ("no text asked for", "text\na\n", ["--no-with-text"], ["no id column"], ["0"]),
     ("one column named", "id,a,b\n1,x,y\n", ["--text-column", "b"], [], ["1"]),
     ("some label columns", "id,text,joy\n1,a,1\n", [], ["no scores"], ["1"]),
-    ("labels unknown", f"id,text,{','.join(LABELS)}\n1,a,,,,,\n2,b,0,1,0,1,9\n", [], ["6 label cells are not 0/1", "no scores are printed"], ["1", "2"]),
+    ("labels unknown", f"id,text,{','.join(LABELS)}\n1,a,,,,,\n2,b,0,1,0,1,9\n", [], ["1 label cells are not 0/1", "no scores are printed"], ["1", "2"]),
     ("labels in another order", f"{','.join(LABELS[::-1])},text,id\n1,0,0,0,1,furious,7\n", [], [], ["7"]),
     ("texts of the training", "id,text\n1," + make_rows(120)[0][1].upper() + "\n", [], ["1 of 1 texts are among those this run was trained on"], ["1"]),
     ("thresholds a number", NEW, ["--thresholds", "0.3"], [], ["1", "2"]),

@@ -25,7 +25,7 @@ class TaughtTable(Table):
     """Rows whose targets differ by fold: the teacher's fold k teaches the student's fold k."""
 
     teacher: FinishedRun
-    share: float  # of the teacher's probabilities in the targets of labelled rows
+    share: float  # of the teacher's probabilities in the known targets of labelled rows
 
     def targets_of(self, k: int) -> np.ndarray:
         """float32 (N, C): what fold k learns. Its held-out rows keep their labels."""
@@ -34,7 +34,8 @@ class TaughtTable(Table):
         return np.where(held_out, self.targets, self.taught([k]))
 
     def taught(self, fold_numbers: list[int] | None) -> np.ndarray:
-        """float32 (N, C): targets by the mean of these folds of the teacher; None: of all."""
+        """float32 (N, C): targets by the mean of these folds of the teacher; None: of all. What is
+        unknown has the teacher's probability as it is."""
         p = Ensemble(self.teacher).predict_test(self.inputs, fold_numbers, extra=self.extra)
         mixed = self.targets + self.share * (p - self.targets)
         return np.where(np.isnan(self.targets), p, mixed).astype(np.float32)
@@ -52,7 +53,8 @@ def read_taught(config: Config) -> TaughtTable:
         path = Path(__file__).resolve().parents[1] / name
         identity[f"code.tools/{name}"] = file_sha256(path)
     fold = np.append(table.fold, np.full(len(texts), -1)).astype(np.int16)
-    rows = dataclasses.replace(append_rows(table, texts, fold), identity=identity)
+    rows = append_rows(table, texts, fold)
+    rows = dataclasses.replace(rows, identity=identity, unlabelled=len(texts))
     fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(Table)}
     return TaughtTable(**fields, teacher=teacher, share=config.teacher_share)
 
