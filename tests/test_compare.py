@@ -64,12 +64,14 @@ def test_unknown_cells_are_left_out():
     rng = np.random.default_rng(1)
     y, p = labels(rng, 80), rng.random((80, 3))
     y[rng.random(y.shape) < 0.3] = np.nan
+    y = np.hstack([y, np.full((80, 1), np.nan)])  # and a label that no row knows
+    p = np.hstack([p, p[:, :1]])
     (got,) = judged(y, p > 0.5, np.zeros(80, int), p).scores(np.ones((1, 80), np.float32))
     for j in range(3):
         known = ~np.isnan(y[:, j])
         assert np.isclose(got[3 + j], f1_score(y[known, j], p[known, j] > 0.5))
-    ap = [average_precision_score(y[k, j], p[k, j]) for j, k in enumerate((~np.isnan(y)).T)]
-    assert np.isclose(got[2], np.mean(ap)) and np.isclose(got[0], got[3:].mean())
+    ap = [average_precision_score(y[k, j], p[k, j]) for j, k in enumerate((~np.isnan(y[:, :3])).T)]
+    assert np.isclose(got[2], np.mean(ap)) and np.isclose(got[0], got[3:6].mean())
 
 
 def test_each_draw_chooses_thresholds_again():
@@ -428,6 +430,35 @@ def test_soft_labels_are_compared_with_hard_ones(runs, more, capsys):
     assert re.search(
         r"changed: row 0000\d: anger is [01], elsewhere [01] - compare runs on the", err
     )
+
+
+def test_cells_unknown_to_one_run_are_left_out_of_both(runs, train_csv, capsys):
+    """Of a run on all labels and one with gaps, on given folds: scores of the cells both know."""
+    header, *lines = train_csv.read_text().splitlines()
+    rows = [line.rsplit(",", len(LABELS)) for line in lines]
+    paths = []
+    for name, flags in (("whole", []), ("gaps", ["--missing-labels"])):
+        if name == "gaps":
+            for i in range(0, 120, 3):
+                rows[i][1 + i % len(LABELS)] = ""
+        text = [",".join([*row, str(i % 3)]) for i, row in enumerate(rows)]
+        csv = runs / f"{name}.csv"
+        csv.write_text("\n".join([f"{header},fold", *text]) + "\n")
+        model = json.loads((runs / "a/config.json").read_text())["model"]
+        argv = ["--model", model, "--train", str(csv), "--fold-column", "fold", "--epochs", "2"]
+        argv += ["--lr", "1e-2", "--precision", "fp32", "--out", str(runs / name), *flags]
+        assert train.main(argv) == 0
+        paths.append(str(runs / name))
+    pairs, _, names = compare.read_runs(paths[:1], paths[1:], [])
+    (whole,), (gaps,) = pairs[0]
+    assert np.array_equal(whole.y, gaps.y, equal_nan=True) and np.isnan(whole.y).sum() == 40
+    values = json.loads((runs / "gaps/metrics.json").read_text())
+    assert np.isclose(gaps.macro_f1, values["macro_f1_cross_fitted"])
+    known = ~np.isnan(whole.y)
+    f1 = [f1_score(whole.y[k, j], whole.pred[k, j]) for j, k in enumerate(known.T)]
+    assert np.isclose(whole.macro_f1, np.mean(f1))
+    assert compare.main(paths) == 0
+    assert "B has changed: missing_labels: None -> True" in capsys.readouterr().out
 
 
 def test_the_same_ids_with_other_texts_are_refused(runs, tmp_path, train_csv, capsys):

@@ -47,7 +47,7 @@ class Judged(OutOfFold):
         fp = known & ~given & self.pred
         fn = given & ~self.pred
         counts = [times @ cells.astype(np.float32) for cells in (tp, fp, fn)]
-        return score_vectors(np.stack(counts), self.average_precision(times))
+        return self.score_vectors(np.stack(counts), times)
 
     def scores_chosen_again(self, times: np.ndarray) -> np.ndarray:
         """(D, 3 + C): as `scores`, but each draw chooses thresholds of its own."""
@@ -59,7 +59,16 @@ class Judged(OutOfFold):
             y = self.y[rows]
             pred = metrics.cross_fit(y, self.p[rows], self.part[rows])
             counts.append(metrics.confusion(y, pred)[:3])
-        return score_vectors(np.stack(counts, axis=1), self.average_precision(times))
+        return self.score_vectors(np.stack(counts, axis=1), times)
+
+    def score_vectors(self, tp_fp_fn: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """(D, 3 + C) from counts (3, D, C). A label that no row knows is left out of the mean."""
+        by_label = metrics.precision_recall_f1(tp_fp_fn)[2]
+        known = ~np.isnan(self.y).all(0)
+        macro = by_label[:, known].mean(1)
+        micro = metrics.precision_recall_f1(tp_fp_fn.sum(2))[2]
+        means = np.stack([macro, micro, self.average_precision(times)], axis=1)
+        return np.concatenate([means, by_label], axis=1)
 
     def average_precision(self, times: np.ndarray) -> np.ndarray:
         """(D,): the mean over the labels with both classes; nan where nothing is ranked."""
@@ -73,14 +82,6 @@ class Judged(OutOfFold):
         total = np.nansum(by_label, axis=0)
         labels = ranked.sum(0)
         return np.divide(total, labels, out=np.full_like(total, np.nan), where=labels > 0)
-
-
-def score_vectors(tp_fp_fn: np.ndarray, average_precision: np.ndarray) -> np.ndarray:
-    """(D, 3 + C) from counts (3, D, C) and (D,)."""
-    by_label = metrics.precision_recall_f1(tp_fp_fn)[2]
-    micro = metrics.precision_recall_f1(tp_fp_fn.sum(2))[2]
-    means = np.stack([by_label.mean(1), micro, average_precision], axis=1)
-    return np.concatenate([means, by_label], axis=1)
 
 
 def average_precision(y: np.ndarray, p: np.ndarray, times: np.ndarray) -> np.ndarray:
