@@ -19,8 +19,9 @@ from config import Config
 from data import DataCollator, EmotionDataset
 from support.device import autocast, in_threads
 from support.dropout import fast_dropout
-from support.encoders import load_encoder, lowest_parts, plain_errors
+from support.encoders import layers_of, load_encoder, lowest_parts, plain_errors
 from support.process import UserError
+from support.recompute import recompute
 from support.tokentable import TokenTable, use_token_table, whole_state
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, targets -> losses (B,)
@@ -126,6 +127,8 @@ def build_model(
     for part in lowest_parts(encoder, config.freeze):
         part.requires_grad_(False)
     fast_dropout(encoder)
+    if config.gradient_checkpointing:
+        recompute(layers_of(encoder))
     return model.to(config.device)
 
 

@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from config import BUNDLED
+from config import BUNDLED, Config
 from data import EmotionDataset
 from support.encoderfiles import folder_problem, hub_problem, loading_problem, wrapper_prefix
 from support.process import UserError, warn
+from support.recompute import check_recompute
 from support.files import file_sha256, json_sha256, read_npy, writing
 
 # of the file that sentence-transformers/all-MiniLM-L6-v2 publishes
@@ -243,7 +244,9 @@ def names_problem(kind: str, missing: list[str], unexpected: list[str]) -> str:
     return f"its weights lack {len(missing)} of {kind}'s (such as {missing[0]}) - {hint}"
 
 
-def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:
+def check_weights(
+    encoder_info: EncoderInfo, dataset: EmotionDataset, config: Config | None = None
+) -> str:
     """The sha256 of the weights; they are run on the shortest and the longest text.
 
     UserError for weights that are not finite, for an encoder that needs more than text, and for a
@@ -276,6 +279,8 @@ def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:
     if gap > 1e-4:
         problem = f"padding moves this encoder's vectors by up to {gap:.2%}"
         warn(f"--model {name}: {problem} - scores change with the texts beside it")
+    if config and config.gradient_checkpointing:
+        check_recompute(name, encoder, layers_of(encoder), ids[:1, :n])
     return sha256
 
 

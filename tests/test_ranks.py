@@ -308,3 +308,11 @@ def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
             weight += share / ranks
         assert sorted(seen) == list(range(n)) and weight == pytest.approx(1)
         assert n < 2 * ranks or max(tokens) - min(tokens) <= 128  # less than one long row
+
+
+def test_gradient_checkpointing_under_torchrun_changes_no_byte(place):
+    out = place / "recomputed"
+    p = torchrun(HERE / "train.py", *argv(place), "--gradient-checkpointing", "--out", out)
+    printed = p.communicate(timeout=300)[0]
+    assert p.returncode == 0, printed
+    assert outputs(out) == outputs(place / "two")
