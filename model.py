@@ -110,6 +110,8 @@ def compute_loss(
     Training, validation and prediction all come here: it alone knows what the model returns.
     """
     logits = model(batch["input_ids"], batch["attention_mask"])
+    if "windows" in batch:  # the collator may give a row several sequences: so many (B,)
+        logits = torch.segment_reduce(logits, "mean", lengths=batch["windows"])
     losses = criterion(logits, batch["labels"]) if criterion else None
     return logits, losses
 

@@ -257,7 +257,8 @@ def check_weights(
     encoder = load_encoder(encoder_info.path)
     sha256 = weights_sha256(name, encoder)
     order = np.argsort(dataset.lengths)
-    short, long = (torch.from_numpy(dataset[i]["input_ids"]).long() for i in order[[0, -1]])
+    cut = config and config.max_length  # a fork's rows may be longer
+    short, long = (torch.from_numpy(dataset[i]["input_ids"][:cut]).long() for i in order[[0, -1]])
     n = len(short)
     other = long.clone()  # with another last token
     other[-1] = (other[-1] + 1) % len(encoder_info.tokenizer)
