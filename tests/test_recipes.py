@@ -25,8 +25,11 @@ from sklearn.metrics import fbeta_score
 
 import train
 from config import Config
+from data import EmotionDataset, read_chunks
 from model import EmotionClassifier, TextVectors
-from support.encoders import inspect_encoder, load_encoder
+from support.encoders import check_weights, inspect_encoder, load_encoder
+from support.inputcsv import InputCSV
+from support.process import UserError
 
 ROOT = Path(train.__file__).parent
 PATCHES = sorted(ROOT.glob("recipes/*.patch"))
@@ -404,3 +407,18 @@ def test_the_table_compares_equal_seeds(tmp_path, finished, train_csv):
     assert lines[2].endswith(" | - | - |")
     assert lines[3].startswith(f"| r_drop | 1 | {score} | - | ")
     assert "| +0.0000 [+0.0000, +0.0000] | can't be told apart" in lines[3]
+
+
+def test_rows_longer_than_the_encoder_takes_have_room(bert, tmp_path):
+    """As recipes/windows.patch makes them: their beginning is what an encoder is checked on. A
+    column of the CSV can't be taken for their number of windows."""
+    encoder_info = inspect_encoder(str(bert))
+    ids = np.arange(200, dtype=np.int32) % 30
+    dataset = EmotionDataset(ids, np.array([0, 3, 200]))  # 197 tokens, of 128 that it takes
+    assert len(check_weights(encoder_info, dataset, Config())) == 64
+    with pytest.raises(UserError):
+        check_weights(encoder_info, dataset)
+    rows = [[*row, 1, 2] for row in make_rows(3)]
+    path = write_csv(tmp_path / "x.csv", rows, ("id", "text", *LABELS, "windows", "weight"))
+    (table,) = read_chunks(InputCSV(str(path), Config()))
+    assert table.extra.keys() == {"weight"}
