@@ -129,8 +129,7 @@ def build_model(
     for part in lowest_parts(encoder, config.freeze):
         part.requires_grad_(False)
     fast_dropout(encoder)
-    if config.gradient_checkpointing:
-        recompute(layers_of(encoder))
+    recompute(layers_of(encoder) if config.gradient_checkpointing else [])
     return model.to(config.device)
 
 
