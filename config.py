@@ -65,6 +65,7 @@ class Config:
     device: Literal["auto", "cuda", "mps", "cpu"] = arg("auto", "where to train")
     jobs: int | None = arg(None, "folds trained in parallel (default: all the machine)", 1, 1000)
     threads: int | None = arg(None, "threads of each fold (default: cores / folds)", 1, 1000)
+    gradient_checkpointing: bool = arg(False, "less memory, more time: layers are computed twice")
     seed: int = arg(42, "seed of folds, head, dropout and row order", 0, 2**31 - 1)
     split_seed: int | None = arg(None, "seed of the folds alone (default: --seed)", 0, 2**31 - 1)
     # Run
@@ -94,8 +95,8 @@ class Config:
     def identity(self) -> dict:
         """The settings that decide what a run computes."""
         others = [*self.files, "out", "fold", "restart", "debug", "jobs", "threads"]
-        if not self.missing_labels:  # runs of before it was a setting stay the same runs
-            others.append("missing_labels")
+        # Runs made before there were these flags have no such keys.
+        others += [n for n in ("missing_labels", "gradient_checkpointing") if not getattr(self, n)]
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
 
     def resolved(self, encoder_info, table, lr: float, epochs: int) -> "Config":

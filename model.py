@@ -20,8 +20,9 @@ from config import Config
 from data import DataCollator, EmotionDataset
 from support.device import autocast, in_threads
 from support.dropout import fast_dropout
-from support.encoders import load_encoder, lowest_parts, plain_errors
+from support.encoders import layers_of, load_encoder, lowest_parts, plain_errors
 from support.process import UserError
+from support.recompute import recompute
 from support.tokentable import TokenTable, use_token_table, whole_state
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, targets -> losses (B,)
@@ -110,6 +111,8 @@ def compute_loss(
     Training, validation and prediction all come here: it alone knows what the model returns.
     """
     logits = model(batch["input_ids"], batch["attention_mask"])
+    if "windows" in batch:  # the collator may give a row several sequences: so many (B,)
+        logits = torch.segment_reduce(logits, "mean", lengths=batch["windows"])
     losses = criterion(logits, batch["labels"]) if criterion else None
     return logits, losses
 
@@ -127,6 +130,7 @@ def build_model(
     for part in lowest_parts(encoder, config.freeze):
         part.requires_grad_(False)
     fast_dropout(encoder)
+    recompute(layers_of(encoder) if config.gradient_checkpointing else [])
     return model.to(config.device)
 
 

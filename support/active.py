@@ -126,7 +126,7 @@ def start_run(
         used_tokens = len(np.unique(dataset.token_ids))
         room = disk.room_of_a_run(encoder_info, config, used_tokens, table, waiting, finished, n)
         disk.check_room(path, room, restart)
-    weights_sha256 = check_weights(encoder_info, dataset)
+    weights_sha256 = check_weights(encoder_info, dataset, config)
     identity = run_identity(config, table, encoder_info, weights_sha256, ranks.size)
     if ranks.leads:
         open_run(path, config, identity, session.command.text, restart)

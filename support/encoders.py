@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from config import BUNDLED
+from config import BUNDLED, Config
 from data import EmotionDataset
 from support.encoderfiles import folder_problem, hub_problem, loading_problem, wrapper_prefix
 from support.process import UserError, warn
+from support.recompute import check_recompute
 from support.files import file_sha256, json_sha256, read_npy, writing
 
 # of the file that sentence-transformers/all-MiniLM-L6-v2 publishes
@@ -243,7 +244,9 @@ def names_problem(kind: str, missing: list[str], unexpected: list[str]) -> str:
     return f"its weights lack {len(missing)} of {kind}'s (such as {missing[0]}) - {hint}"
 
 
-def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:
+def check_weights(
+    encoder_info: EncoderInfo, dataset: EmotionDataset, config: Config | None = None
+) -> str:
     """The sha256 of the weights; they are run on the shortest and the longest text.
 
     UserError for weights that are not finite, for an encoder that needs more than text, and for a
@@ -254,7 +257,8 @@ def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:
     encoder = load_encoder(encoder_info.path)
     sha256 = weights_sha256(name, encoder)
     order = np.argsort(dataset.lengths)
-    short, long = (torch.from_numpy(dataset[i]["input_ids"]).long() for i in order[[0, -1]])
+    cut = config and config.max_length  # a fork's rows may be longer
+    short, long = (torch.from_numpy(dataset[i]["input_ids"][:cut]).long() for i in order[[0, -1]])
     n = len(short)
     other = long.clone()  # with another last token
     other[-1] = (other[-1] + 1) % len(encoder_info.tokenizer)
@@ -276,6 +280,8 @@ def check_weights(encoder_info: EncoderInfo, dataset: EmotionDataset) -> str:
     if gap > 1e-4:
         problem = f"padding moves this encoder's vectors by up to {gap:.2%}"
         warn(f"--model {name}: {problem} - scores change with the texts beside it")
+    if config and config.gradient_checkpointing:
+        check_recompute(name, encoder, layers_of(encoder), ids[:1, :n])
     return sha256
 
 

@@ -247,7 +247,8 @@ class InputCSV(CsvFile):
         """
         import pandas as pd
 
-        used = ("", "id", self.text_column, *self.names, "labels", "input_ids", "attention_mask")
+        of_batch = ("labels", "input_ids", "attention_mask", "windows")  # see DataCollator
+        used = ("", "id", self.text_column, *self.names, *of_batch)
         numbers = {}
         for name in [name for name in self.header if name not in used]:
             values = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float32)

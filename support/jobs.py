@@ -70,8 +70,12 @@ def memory_of_a_fold(encoder_info: EncoderInfo, config: Config, longest: int) ->
     """An estimate in bytes: the libraries; every weight, its gradient and AdamW's two means; what
     a batch of texts of `longest` tokens keeps for its backward pass."""
     heads = getattr(encoder_info.config, "num_attention_heads", 0)  # FNet has none
-    width = 17 * encoder_info.config.hidden_size + 3 * heads * longest
-    numbers = config.batch_size * longest * encoder_info.layers * width
+    hidden = encoder_info.config.hidden_size
+    layer = 17 * hidden + 3 * heads * longest
+    kept = encoder_info.layers * layer  # numbers for each token
+    if config.gradient_checkpointing:  # the input of each layer; one at work, four times its size
+        kept = min(kept, encoder_info.layers * hidden + 4 * layer)  # as measured: docs/scaling.md
+    numbers = config.batch_size * longest * kept
     return 5e8 + 16 * encoder_info.num_parameters + 4 * numbers
 
 

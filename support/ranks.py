@@ -69,7 +69,8 @@ class Ranks:
             return model
         device = next(model.parameters()).device
         ids = torch.full((1, 8), token_id, dtype=torch.long, device=device)
-        outputs = [x for x in tree_leaves(model(ids, torch.ones_like(ids))) if x.requires_grad]
+        found = model.train()(ids, torch.ones_like(ids))  # it may return more in training
+        outputs = [x for x in tree_leaves(found) if x.requires_grad]
         sum(x.sum() for x in outputs).backward()
         for p in model.parameters():
             p.requires_grad_(p.grad is not None)

@@ -13,6 +13,7 @@ test_mutations.py       random damage to files and flags
 test_splits.py          your own folds, groups, validation file, soft labels; a run kept loaded
 
 test_model.py           every architecture, tokenizers, pooling, the head
+test_recompute.py       --gradient-checkpointing
 test_train.py           the loop, the losses, the schedule, what a run folder holds
 test_metrics.py         scores, thresholds, calibration
 test_missing.py         label cells that are empty: neither learned nor scored

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_rows, outputs, write_csv
 from safetensors.torch import load_file
 
 import train
 from config import HERE
-from support import process
+from support import process, ranks
 from support.checkpoint import load_state
 from support.process import UserError, exit_codes, rank_and_size
 from support.ranks import Ranks
@@ -308,3 +309,32 @@ def test_shares_are_whole_and_near_equal(ranks, monkeypatch):
             weight += share / ranks
         assert sorted(seen) == list(range(n)) and weight == pytest.approx(1)
         assert n < 2 * ranks or max(tokens) - min(tokens) <= 128  # less than one long row
+
+
+def test_gradient_checkpointing_under_torchrun_changes_no_byte(place):
+    out = place / "recomputed"
+    p = torchrun(HERE / "train.py", *argv(place), "--gradient-checkpointing", "--out", out)
+    printed = p.communicate(timeout=300)[0]
+    assert p.returncode == 0, printed
+    assert outputs(out) == outputs(place / "two")
+
+
+def test_what_a_model_returns_in_training_alone_is_trained_in_every_epoch(monkeypatch):
+    """After the first epoch's validation it is in eval mode."""
+
+    class TwoHeads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 1), torch.nn.Linear(8, 1)
+            self.unused = torch.nn.Linear(8, 1)
+
+        def forward(self, ids, mask):
+            x = ids.float()
+            return (self.first(x), self.second(x)) if self.training else self.first(x)
+
+    monkeypatch.setattr(ranks, "DistributedDataParallel", lambda model, **_: model)
+    two = Ranks()
+    two.size = 2
+    model = two.wrap(TwoHeads().eval(), 1)
+    trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"first", "second"}

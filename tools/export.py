@@ -42,7 +42,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import metrics
-from data import Table
+from data import Table, encode
 from model import compute_loss
 from predict import Ensemble
 from support.files import read_json, write_json
@@ -107,6 +107,10 @@ def build(ensemble: Ensemble, fold_numbers: list[int], folder: Path, int8: bool)
     if not getattr(tokenizer, "backend_tokenizer", None):
         kind = type(tokenizer).__name__
         raise UserError(f"{kind}: is in Python alone, without a tokenizer.json - use predict.py")
+    long_text = " ".join(map(str, range(run.config.max_length + 1)))
+    if encode(tokenizer, [long_text], run.config.max_length).lengths[0] > run.config.max_length:
+        problem = "this code reads more of a text than --max-length; the exported program would not"
+        raise UserError(f"{run.path}: {problem} - use predict.py")
     folder.mkdir()
     shutil.copy(Path(__file__).with_name("parts") / "predict_onnx.py", folder)
     model = {
