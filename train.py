@@ -79,10 +79,8 @@ def train(
     write_summary: Callable[[Config, Table, Run], None],
     command: Command,
 ) -> int:
-    """Check everything, train each fold that is not finished, write the summary.
-
-    Return the exit code. tools/distil.py calls it too, with rows and a summary of its own.
-    """
+    """Check everything, train each fold that is not finished, write the summary. Return the exit
+    code. tools/distil.py calls it too, with rows and a summary of its own."""
     device, precision = resolve_device(config.device, config.precision)
     config = replace(config, device=device, precision=precision)
     with Session.begin(command) as session:
