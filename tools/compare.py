@@ -164,14 +164,11 @@ def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
     folds = f"split seed {', '.join(map(str, splits))}"
     if config.fold_column or config.valid:
         folds = f"column {config.fold_column}" if config.fold_column else config.valid
-    lines = [
-        f"B has changed: {changes(a[0].recipe, b[0].recipe)}",
-        f"seeds of A: {seeds_of(a)}; of B: {seeds_of(b)}; folds: {folds}",
-    ]
+    lines = [f"B has changed: {changes(a[0].recipe, b[0].recipe)}"]
     if len(splits) == 1:
         f1 = ([one.judged.macro_f1 for one in side] for side in (a, b))
         lines += filter(None, [verdict.ranking(*f1)])
-    return lines
+    return [*lines, f"seeds of A: {seeds_of(a)}; of B: {seeds_of(b)}; folds: {folds}"]
 
 
 def check_enough(pairs: list[Pair], groups: np.ndarray) -> int:
