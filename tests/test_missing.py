@@ -7,7 +7,6 @@ python -m pytest tests/test_missing.py
 import csv
 import dataclasses
 import json
-import runpy
 import signal
 from pathlib import Path
 
@@ -30,10 +29,18 @@ from support import report
 from support.blend import BlendedRun
 from support.cli import parse
 from support.files import read_json
-from support.finished import FinishedRun, read_oof, read_oof_csv, read_settings, read_training
+from support.finished import (
+    FinishedRun,
+    read_labelled_oof,
+    read_oof,
+    read_oof_csv,
+    read_settings,
+    read_training,
+)
 from support.run import Run
 from support.versions import numbers
-from tools import compare, distil, export
+from tools import distil, export
+from tools.parts.plan import copy_code
 from tools.parts.teaching import read_taught
 
 OLD = numbers(torch.__version__) < [2, 7]
@@ -576,7 +583,7 @@ def test_no_label_of_a_held_out_row_reaches_the_student(run, texts, rows, comman
         argv = [str(teacher), "--texts", str(texts), *command[:2], *FLAGS[4:], "--epochs", "1"]
         assert distil.main([*argv, "--keep", "last", "--out", str(student)]) == 0
         weights.append([(student / f"fold_{k}/head.safetensors").read_bytes() for k in (0, 1)])
-        assert compare.read_labelled_oof(Run(student), []).group.tolist() == (
+        assert read_labelled_oof(Run(student), []).group.tolist() == (
             read_oof_csv(Run(teacher)).group.tolist()
         )
     (a0, a1), (b0, b1) = weights
@@ -629,8 +636,7 @@ assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is n
     "name", ["r_drop", "adversarial", "multi_sample_dropout", "asymmetric_loss"]
 )
 def test_a_recipe_works_with_gaps(name, command, bert, tmp_path):
-    recipes = runpy.run_path(str(HERE / "benchmarks/recipes.py"))
-    code = recipes["copy_code"](tmp_path / "code", HERE / f"recipes/{name}.patch")
+    code = copy_code(tmp_path / "code", HERE / f"recipes/{name}.patch")
     flags = [*command, "--epochs", "1"]
     exit_code, printed = run_driver(DRIVER, code, threads=1, flags=flags, bert=str(bert))
     assert exit_code == 0, printed

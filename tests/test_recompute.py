@@ -7,7 +7,6 @@ python -m pytest tests/test_recompute.py
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from support import encoders, jobs
 from support.device import autocast
 from support.encoders import inspect_encoder, layers_of
 from support.finished import FinishedRun
+from tools.parts.plan import copy_code
 
 ROOT = Path(train.__file__).parent
 FLAG = "--gradient-checkpointing"
@@ -88,7 +88,7 @@ flags = [*flags, "--gradient-checkpointing"]
 
 @pytest.mark.parametrize("more", [[], ["--freeze", "1", "--accumulate", "2"]])
 def test_a_run_gives_the_same_bytes_also_after_a_stop(more, tmp_path, bert, train_csv):
-    code = runpy.run_path(str(ROOT / "benchmarks/recipes.py"))["copy_code"](tmp_path / "code")
+    code = copy_code(tmp_path / "code")
     flags = ["--model", str(bert), "--train", str(train_csv), "--folds", "2", "--epochs", "2"]
     flags += ["--batch-size", "15", "--precision", "fp32", "--device", "cpu", "--lr", "5e-3", *more]
     driver = DRIVER + STOP_AND_RESUME.replace("== 6", f"== {4 if more else 6}")

@@ -32,7 +32,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ("runs", "two runs, A and B; with --against the baseline's"),
     )
     for name, text in runs:
-        parser.add_argument(name, nargs="*", default=[], metavar="RUN", help=text)
+        nargs = "*" if name == "runs" else "+"
+        parser.add_argument(name, nargs=nargs, default=[], metavar="RUN", help=text)
     moved = "of runs whose oof.csv has no labels (older code): the training CSV, and --valid's"
     parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
     parser.add_argument("--test", nargs=3, metavar=("GOLD", "A", "B"), help="CSV files to compare")
@@ -71,6 +72,7 @@ from tools.parts.sides import (
     Finished,
     by_recipe,
     changes,
+    name_of,
     pair_up,
     read_all,
     seeds_of,
@@ -142,15 +144,18 @@ def compare_sides(args: argparse.Namespace) -> None:
     difference = differ(pairs, groups)
     remarks = [*verdict.remarks(difference, names), *about]
     answer = verdict.verdict(difference, rows, files=bool(args.test))
+    if not args.test and a[0].recipe == b[0].recipe:
+        answer = f"{answer.splitlines()[0]}\nboth sides are of one recipe: a difference is luck"
     sides = f"A: {', '.join(args.a)}\nB: {', '.join(args.b)}"
-    print(sides)
-    table = verdict.latex_table if args.latex else verdict.difference_table
-    print(table(difference, names))
-    print("\n".join([*remarks, answer]))
+    below = "\n".join([*remarks, answer])
+    if args.latex:
+        around = ("% " + "\n% ".join(text.splitlines()) for text in (sides, below))
+        print("\n".join([next(around), verdict.latex_table(difference, names), next(around)]))
+    else:
+        print(f"{sides}\n{verdict.difference_table(difference, names)}\n{below}")
     if args.json:
-        scores = verdict.as_json(difference, names)
         answers = {"a": args.a, "b": args.b, "rows": rows, "remarks": remarks, "verdict": answer}
-        write_result(args.json, answers | {"scores": scores})
+        write_result(args.json, answers | verdict.as_json(difference, names))
     if args.plot:
         title = f"{sides}\n{rows} rows; {answer.splitlines()[0]}"
         verdict.draw_difference(args.plot, difference, names, title)
@@ -172,8 +177,10 @@ def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
 
 
 def check_enough(pairs: list[Pair], groups: np.ndarray) -> int:
-    """The number of rows held out by the first run. UserError for fewer than 20 that differ."""
-    rows = pairs[0].a[0].rows
+    """The number of rows held out by the first run that have a label. UserError for fewer than 20
+    that differ."""
+    first = pairs[0].a[0]
+    rows = first.rows[~np.isnan(first.y).all(1)]
     distinct = len(np.unique(groups[rows]))
     if distinct < 20:
         raise UserError(f"{distinct} distinct held-out texts or groups: at least 20 are needed")
@@ -193,11 +200,13 @@ def compare_many(args: argparse.Namespace) -> None:
     recipes = by_recipe(others)
     check_enough([Pair([base[0].judged], [])], groups)
     for runs in recipes:
-        warn_of_unequal_sides(base, runs)
+        warn_of_unequal_sides(base, runs, ("baseline", name_of(runs)))
     ranked = ideas.compare_ideas(base, recipes, groups)
     print(ideas.ideas_table(base, ranked))
     if args.json:
-        write_result(args.json, {"ideas": [idea.as_json() for idea in ranked]})
+        baseline = {"runs": args.runs, "macro_f1": float(ranked[0].difference.a[0])}
+        told = [idea.as_json() for idea in ranked]
+        write_result(args.json, {"baseline": baseline, "level": ranked[0].level, "ideas": told})
 
 
 @exit_codes

@@ -94,7 +94,12 @@ def read_runs(folder: Path) -> tuple[list[Scored], dict[str, str]]:
     left_out = {}
     for path in paths:
         try:
-            found.append(read_run(path))
+            one = read_run(path)
+            if copies := [
+                o for o in found if o.run.key == one.run.key and o.metrics == one.metrics
+            ]:
+                raise UserError(f"a copy of {copies[0].run.path}")
+            found.append(one)
         except UserError as e:
             left_out[str(path)] = str(e)
         except (KeyError, TypeError, AttributeError):

@@ -56,7 +56,7 @@ def compare_ideas(
 ) -> list[Idea]:
     """Best first. Those that can't be told from the best (of ideas and baseline) are marked."""
     for runs in recipes:
-        if runs[0].recipe == base[0].recipe:
+        if any(runs[0].recipe == one.recipe for one in base):
             hint = "name it before --against, or leave it out"
             raise UserError(f"{runs[0].run.path}: is of the baseline's recipe - {hint}")
     level = level_of(len(recipes))
@@ -67,6 +67,7 @@ def compare_ideas(
         ideas.append(Idea(name_of(runs), runs, changed, difference, level))
     ideas.sort(key=lambda idea: -idea.gap)
     best = ideas[0].runs if ideas[0].gap > 0 else base
+    # The best has the highest gap, so its own interval tells whether the baseline is as good.
     others = [idea for idea in ideas if idea.runs is not best]
     to_best = differ_each([pair_up(best, idea.runs) for idea in others], groups) if others else []
     for idea in ideas:
@@ -89,8 +90,9 @@ def ideas_table(base: list[Finished], ideas: list[Idea]) -> str:
         interval = f"{low:+.4f} to {high:+.4f}: {idea.answer}"
         row = f"{idea.name:<{width}} | {len(idea.runs):4} | {score:>8} | {idea.gap:>+11.4f}"
         lines.append(f"{row} | {interval}")
-    score = ideas[0].difference.a[0]
-    lines.append(f"{'baseline':<{width}} | {len(base):4} |  {score:.4f} |")
+    mark = " " if ideas[0].answer == "better" else "*"
+    score = f"{ideas[0].difference.a[0]:.4f}{mark}"
+    lines.append(f"{'baseline':<{width}} | {len(base):4} | {score:>8} |")
     lines.append("*: can't be told from the best of them")
     lines += [f"{idea.name}: {idea.changed}" for idea in ideas]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ NAME = re.compile(r"[\w.+=-]+", re.ASCII)  # of a folder, on any system
 # Of all runs alike, or they could not be compared
 FIXED = {"--train", "--out", "--seed", "--restart", "--fold", "--config"}
 DATA = {"--valid", "--labels", "--text-column", "--soft-labels", "--folds", "--fold-column"}
-DATA |= {"--group-column", "--split-seed"}
+DATA |= {"--group-column", "--split-seed", "--missing-labels"}
 SEED, SPLIT_SEED = "settings.seed", "settings.split_seed"
 MACHINE = ("threads", "world_size")  # a run may be resumed with others, in a sweep
 

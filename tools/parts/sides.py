@@ -23,6 +23,8 @@ from support.run import Run, differences
 from tools.parts.difference import Judged, Pair, judge
 
 MOST_NAMED = 3  # files of changed code
+# Settings that stand in the identity only where they are on.
+SINCE = ("settings.missing_labels", "settings.gradient_checkpointing")
 SEEDS = ("settings.seed", "settings.split_seed")
 # What identity has beside the recipe: the machine, and files that may hold other columns as well.
 BESIDE = ("versions.", "threads", "world_size", "data_sha256", "valid_sha256", "encoder_saw")
@@ -62,7 +64,7 @@ def read_all(folders: Sequence[str], moved: list[str]) -> tuple[list[Finished], 
     today = file_sha256(metrics.__file__)
     older = [one for one in found if one.run.identity.get("code.metrics.py", today) != today]
     if older:
-        count = f"{older[0].run.path}" + (f" and {len(older) - 1} others" if older[1:] else "")
+        count = f"{older[0].run.path}" + (f" and others, {len(older)} in all," if older[1:] else "")
         warn(f"{count}: made with another metrics.py; today's chooses the thresholds")
     groups = np.array([group for _, group, _ in numbers])
     given = common_labels(found, len(numbers))
@@ -138,6 +140,8 @@ def pair_up(a: list[Finished], b: list[Finished]) -> list[Pair]:
     for side, runs in enumerate((a, b)):
         for one in runs:
             split = one.rows.tobytes(), one.oof.fold.tobytes()
+            if side and any(np.array_equal(one.oof.p, other.p) for other in pairs[split].a):
+                warn(f"{one.run.path}: stands on both sides, or equals a run of A")
             if any(np.array_equal(one.oof.p, other.p) for other in pairs[split][side]):
                 hint = "take another --seed"
                 raise UserError(f"{one.run.path}: equals another run of its side - {hint}")
@@ -156,7 +160,8 @@ def pair_up(a: list[Finished], b: list[Finished]) -> list[Pair]:
 
 def recipe_of(run: Run) -> dict:
     """What of its identity is neither seed, nor machine, nor data."""
-    identity = {k: v for k, v in run.identity.items() if k not in SEEDS}
+    identity = dict.fromkeys(SINCE, False)
+    identity |= {k: v for k, v in run.identity.items() if k not in SEEDS}
     return {k: v for k, v in identity.items() if not k.startswith(BESIDE)}
 
 
@@ -181,7 +186,7 @@ def common_name(runs: Sequence[Finished]) -> str:
         return paths[0]
     without_seed = [re.sub(r"[_.-]?\d+$", "", path) for path in paths]
     common = os.path.commonprefix(without_seed).rstrip("_-./")
-    return common or os.path.commonpath(paths)
+    return common or os.path.commonpath(paths) or paths[0]
 
 
 def changes(base: dict, recipe: dict) -> str:
@@ -198,8 +203,16 @@ def seeds_of(runs: Sequence[Finished]) -> str:
     return ", ".join(str(one.config.seed) for one in runs)
 
 
-def warn_of_unequal_sides(a: Sequence[Finished], b: Sequence[Finished]) -> None:
-    """What moves scores beside the idea: epochs to choose from, precision, versions, machine."""
+def warn_of_unequal_sides(
+    a: Sequence[Finished], b: Sequence[Finished], names: tuple[str, str] = ("A", "B")
+) -> None:
+    """What moves scores beside the idea: other recipes on one side, epochs to choose from,
+    precision, versions, machine."""
+    for name, side in zip(names, (a, b), strict=True):
+        for first in by_recipe(side)[1:]:
+            changed = changes(side[0].recipe, first[0].recipe)
+            of = f"the runs of {name} are of several recipes"
+            warn(f"{of}: {first[0].run.path} differs from {side[0].run.path} ({changed})")
     for name, value in (
         ("precision", lambda one: one.run.identity["settings.precision"]),
         ("device", lambda one: one.run.identity["settings.device"]),
@@ -208,13 +221,13 @@ def warn_of_unequal_sides(a: Sequence[Finished], b: Sequence[Finished]) -> None:
     ):
         of_a, of_b = (sorted({value(one) for one in side} - {""}) for side in (a, b))
         if of_a and of_b and of_a != of_b:
-            both = f"A {', '.join(of_a)}; B {', '.join(of_b)}"
+            both = f"{names[0]} {', '.join(of_a)}; {names[1]} {', '.join(of_b)}"
             warn(f"the sides differ in {name} ({both}): that may be part of the difference")
     epochs = [sorted({one.config.epochs for one in side}) for side in (a, b)]
     best = any(one.config.keep == "best" for one in (*a, *b))
     if best and epochs[0] != epochs[1]:
         both = "; ".join(
-            f"{name} {', '.join(map(str, e))}" for name, e in zip("AB", epochs, strict=True)
+            f"{name} {', '.join(map(str, e))}" for name, e in zip(names, epochs, strict=True)
         )
         why = "--keep best takes the best epoch on held-out rows, and more epochs are more tries"
         warn(f"the sides differ in epochs ({both}): {why} - train with --keep last")

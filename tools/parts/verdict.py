@@ -47,9 +47,10 @@ def advice(difference: Difference, rows: int, files: bool = False) -> str:
         luck = total
     fixed = total if files else total - luck
     if_so = f"if it is as large as seen ({gap:+.4f})"
+    at_best = ", at best" if np.isnan(difference.trainings[0]) else ""
     if fixed >= (gap / LIKELY) ** 2:
         least, most = (total * (z / gap) ** 2 * rows for z in (EVEN, LIKELY))
-        useless = "" if files else "; more seeds don't help"
+        useless = "" if files else "; more seeds hardly help"
         if most > MOST_ROWS * rows:
             many = f"not even {MOST_ROWS} times as many rows would show it reliably"
             return f"{if_so}, {many}{useless}"
@@ -59,9 +60,9 @@ def advice(difference: Difference, rows: int, files: bool = False) -> str:
         return f"{if_so}, not even {MOST_SEEDS} seeds a side would show it reliably"
     least = max(least, runs + 1)
     most = max(most, least)
-    seeds = f"{least} to {most}" if most > least else f"{least}"
+    often = f"{least} seeds a side show it in half of the cases{at_best}, {most} in four of five"
     how = "fix their number before you look; vary --split-seed as well as --seed, on both sides"
-    return f"{if_so}, {seeds} seeds a side would show it - {how}"
+    return f"{if_so}, {often} - {how}"
 
 
 def rounded(rows: float) -> int:
@@ -71,7 +72,9 @@ def rounded(rows: float) -> int:
 
 
 def bounds(gap: float, half: float) -> tuple[float, float]:
-    """Of an interval. No difference of scores is beyond -1 ... 1."""
+    """Of an interval; nan where luck can't be seen. No difference of scores is beyond -1 ... 1."""
+    if np.isnan(half):
+        return half, half
     return max(-1.0, gap - half), min(1.0, gap + half)
 
 
@@ -106,7 +109,8 @@ def ranking(a: list[float], b: list[float]) -> str | None:
         return None
     first, second = ("B", "A") if min(b) > max(a) else ("A", "B")
     chance = math.comb(len(a) + len(b), len(a))
-    return f"every run of {first} beats every run of {second}: by luck alone in 1 of {chance}"
+    luck = f"by luck alone in 1 of {chance} cases, for one of both sides in 2 of {chance}"
+    return f"every run of {first} beats every run of {second}: {luck}"
 
 
 def table_rows(difference: Difference, names: list[str]) -> list[tuple[str, list[float]]]:
@@ -124,7 +128,7 @@ def table_rows(difference: Difference, names: list[str]) -> list[tuple[str, list
 def difference_table(difference: Difference, names: list[str]) -> str:
     lines = [f"{'':<24}|      A |      B |   B - A | 95 % interval, each"]
     for name, (a, b, gap, low, high) in table_rows(difference, names):
-        interval = f"{low:+.4f} to {high:+.4f}"
+        interval = "-" if np.isnan(low) else f"{low:+.4f} to {high:+.4f}"
         lines.append(f"{name[:23]:<24}| {a:.4f} | {b:.4f} | {gap:+.4f} | {interval}")
     return "\n".join(lines)
 
@@ -132,7 +136,8 @@ def difference_table(difference: Difference, names: list[str]) -> str:
 def latex_table(difference: Difference, names: list[str]) -> str:
     lines = [r"\begin{tabular}{lrrrr}", r" & A & B & B $-$ A & 95\,\% interval \\ \hline"]
     for name, (a, b, gap, low, high) in table_rows(difference, names):
-        numbers = f"{a:.4f} & {b:.4f} & ${gap:+.4f}$ & $[{low:+.4f}, {high:+.4f}]$"
+        interval = "-" if np.isnan(low) else f"$[{low:+.4f}, {high:+.4f}]$"
+        numbers = f"{a:.4f} & {b:.4f} & ${gap:+.4f}$ & {interval}"
         lines.append(rf"{latex_text(name)} & {numbers} \\")
     return "\n".join([*lines, r"\end{tabular}"])
 
@@ -145,12 +150,15 @@ def latex_text(text: str) -> str:
 
 def as_json(difference: Difference, names: list[str]) -> dict:
     """Of each score: both sides, B - A, its interval, and the p-value (not corrected)."""
-    p_value = dict(zip([*MEANS, *names], difference.p_value, strict=True))
-    scores = {}
-    for name, (a, b, gap, low, high) in table_rows(difference, names):
-        p = None if np.isnan(p_value[name]) else float(p_value[name])
-        scores[name] = {"a": a, "b": b, "difference": gap, "ci95": [low, high], "p_value": p}
-    return scores
+    rows = table_rows(difference, names)
+    p_values = difference.p_value[~np.isnan(difference.a) & ~np.isnan(difference.b)]
+    values = []
+    for (name, numbers), p in zip(rows, p_values.tolist(), strict=True):
+        a, b, gap, *ci95 = (None if np.isnan(x) else float(x) for x in numbers)
+        one = {"a": a, "b": b, "difference": gap, "ci95": ci95}
+        values.append((name, one | {"p_value": None if np.isnan(p) else p}))
+    means = len(rows) - len(names)
+    return {"scores": dict(values[:means]), "labels": dict(values[means:])}
 
 
 def draw_difference(path: str, difference: Difference, names: list[str], title: str) -> None:
