@@ -1,6 +1,6 @@
 """Runs made up, of which it is known whether their recipes differ: error_rates.py null.
 
-No training. A run's score of a cell is signal * (2 y - 1), and what all runs share (how hard the
+No training. A run's score of a cell is 2 y - 1, and what all runs share (how hard the
 row is), and the luck of its training: by row (deviation ROW), by fold and label (`fold`), by label
 for all folds alike (`run`), by group and label (`group`); `quality` is how much the luck by row
 differs from training to training. N rows, C labels, K folds.
@@ -35,7 +35,6 @@ class Case:
     run: float = 0.0
     group: float = 0.0
     quality: float = 0.0
-    lift: float = 0.0  # how much stronger the signal of B is
 
     def repetitions(self, most: int) -> int:
         """Fewer where a repetition takes seconds."""
@@ -56,8 +55,7 @@ class Case:
         for _ in range(self.splits):
             fold = self.draw_folds(rng, group)
             sides = [
-                [self.draw_run(rng, y, shared, fold, group, signal) for _ in range(self.side)]
-                for signal in (1, 1 + self.lift)
+                [self.draw_run(rng, y, shared, fold, group) for _ in range(self.side)] for _ in "ab"
             ]
             pairs.append(tuple(sides))
         return differ(pairs, group)
@@ -81,10 +79,10 @@ class Case:
         """int (N,)"""
         return rng.permutation(group.max() + 1)[group] % self.folds
 
-    def draw_run(self, rng, y, shared, fold, group, signal: float) -> OutOfFold:
+    def draw_run(self, rng, y, shared, fold, group) -> OutOfFold:
         K, C = self.folds, y.shape[1]
         by_row = ROW * np.exp(self.quality * rng.standard_normal(K))[fold][:, None]
-        z = signal * (2 * y - 1) + shared + by_row * rng.standard_normal(y.shape)
+        z = 2 * y - 1 + shared + by_row * rng.standard_normal(y.shape)
         z += (self.fold * rng.standard_normal((K, C)))[fold] + self.run * rng.standard_normal(C)
         z += (self.group * rng.standard_normal((group.max() + 1, C)))[group]
         p = (1 / (1 + np.exp(-1.5 * z))).astype(np.float32)
@@ -150,7 +148,7 @@ def twelve_ideas(seed: int) -> tuple[bool, bool]:
     group = case.draw_groups(rng)
     fold = case.draw_folds(rng, group)
     recipes = [
-        [case.draw_run(rng, y, shared, fold, group, 1) for _ in range(case.side)] for _ in range(13)
+        [case.draw_run(rng, y, shared, fold, group) for _ in range(case.side)] for _ in range(13)
     ]
     found = differ_each([[(recipes[0], runs)] for runs in recipes[1:]], group)
     gaps = np.array([abs(d.b[0] - d.a[0]) for d in found])
@@ -166,7 +164,7 @@ def until_a_verdict(seed: int) -> tuple[bool, bool]:
     y, shared = case.draw_rows(rng)
     group = case.draw_groups(rng)
     fold = case.draw_folds(rng, group)
-    a, b = ([case.draw_run(rng, y, shared, fold, group, 1) for _ in range(6)] for _ in "ab")
+    a, b = ([case.draw_run(rng, y, shared, fold, group) for _ in range(6)] for _ in "ab")
     found = differ_each([[(a[:k], b[:k])] for k in range(1, 7)], group)
     called = [abs(d.b[0] - d.a[0]) > d.half[0] for d in found]
     return any(called), called[-1]

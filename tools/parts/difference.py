@@ -16,7 +16,7 @@ from scipy.stats import t
 import metrics
 from data import OutOfFold, assign_folds
 
-DRAWS = 50  # of rows, with replacement; 100 gave the same intervals
+DRAWS = 50  # of rows, with replacement
 AVERAGE_PRECISION = 2  # where it stands in a score vector
 # What trainings move beyond rows is estimated from few folds and runs. So it is drawn to a guess,
 # with the weight of one degree of freedom (variances moderated as in Smyth 2004): without it two
