@@ -199,11 +199,13 @@ def write_oof(folder: Path, table: Table, oof: OutOfFold, names: list[str]) -> N
     where they are unknown.
 
     Rows of equal group belong together: copies of a text, rows of one cell of --group-column.
+    A row's number is the same in all runs on these rows: of several folds it depends on the rows
+    held out alone, of a hold-out, which differs by seed, on all that could be.
     """
+    counted = np.zeros(len(table), bool) if oof.fold.any() else table.scored
+    counted[oof.rows] = True  # rows without a known label, too
     group = np.zeros(len(table), int)
-    labelled = table.scored  # not the texts that tools/distil.py adds
-    labelled[oof.rows] = True  # but rows without a known label
-    group[labelled] = np.unique(table.groups[labelled], return_inverse=True)[1]
+    group[counted] = np.unique(table.groups[counted], return_inverse=True)[1]
     header = ["id", "fold", *names]
     for name in ("group", *(f"given_{name}" for name in names)):
         while name in header:  # a label may be called so

@@ -6,8 +6,10 @@ python -m pytest tests/test_compare.py
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import LABELS, make_rows, write_csv
 from scipy.stats import t
@@ -678,11 +680,43 @@ def test_runs_on_other_folds_rows_or_labels(runs, tmp_path, bert, train_csv, cap
     assert "no run of the other side has its folds" in capsys.readouterr().err
     assert compare.main([a, str(runs / "dev")]) == 2
     assert "no run of the other side has its folds" in capsys.readouterr().err
-    argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--out", str(tmp_path / "joy")]
-    assert train.main([*argv, "--train", str(train_csv), "--labels", "joy"]) == 0
+    other = tmp_path / "other.csv"
+    other.write_text(train_csv.read_text().replace("joy", "delight", 1))
+    argv = ["--model", str(bert), "--folds", "2", "--epochs", "1", "--out", str(tmp_path / "o")]
+    assert train.main([*argv, "--train", str(other), "--labels", "delight"]) == 0
     capsys.readouterr()
-    assert compare.main([a, str(tmp_path / "joy")]) == 2
-    assert "settings.labels is ['joy']" in capsys.readouterr().err
+    assert compare.main([a, str(tmp_path / "o")]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'o'}: labels delight, of {a} anger fear joy" in err
+    assert "compare runs with a label in common" in err
+
+
+def test_runs_with_some_labels_in_common(runs, tmp_path, bert, train_csv, capsys):
+    """Other columns, in another order, and more rows that no fold holds out: what is common is
+    compared, and each run has the score of its own metrics.json there."""
+    a = runs / "a"
+    table = pd.read_csv(train_csv, dtype=str, keep_default_na=False)
+    table["fold"] = pd.read_csv(a / "oof.csv")["fold"].astype(str)
+    table["question"] = "1"
+    more = tmp_path / "more.csv"
+    others = table[:9].assign(id="m", text=[f"another {i}" for i in range(9)], fold="-1")
+    pd.concat([table, others]).to_csv(more, index=False)
+    argv = ["--model", str(bert), "--epochs", "1", "--out", str(tmp_path / "more")]
+    argv += ["--train", str(more), "--fold-column", "fold", "--labels", "question", "joy", "fear"]
+    assert train.main(argv) == 0
+    capsys.readouterr()
+    for pair in ([str(a), str(tmp_path / "more")], [str(tmp_path / "more"), str(a)]):
+        assert compare.main([*pair, "--json", str(tmp_path / "x.json")]) == 0
+        printed = capsys.readouterr()
+        assert "not in all runs: " in printed.err and "question" in printed.err
+        told = json.loads((tmp_path / "x.json").read_text())
+        assert {*told["labels"]} == {"joy", "fear"} and told["rows"] == 120
+        for side, path in zip("ab", pair, strict=True):
+            by_label = json.loads((Path(path) / "metrics.json").read_text())["per_label"]
+            for name in ("joy", "fear"):
+                assert np.isclose(told["labels"][name][side], by_label[name]["f1"], atol=1e-6)
+            mean = np.mean([by_label[name]["f1"] for name in ("joy", "fear")])
+            assert np.isclose(told["scores"]["macro-F1"][side], mean, atol=1e-6)
 
 
 def rewrite_oof(run, edit) -> None:

@@ -1,6 +1,6 @@
 """Is B better than A, or is it luck? python tools/compare.py runs/a runs/b
 
-Two finished runs on the same rows, labels and folds, or several seeds a side: --a runs/a_* --b
+Two finished runs on the same rows and folds, or several seeds a side: --a runs/a_* --b
 runs/b_*. Or many ideas against one baseline: runs/base_* --against runs/x_* runs/y_*. It reads the
 runs' oof.csv alone, and loads no model. Or two files of verdicts on labelled rows: --test gold.csv
 a.csv b.csv. N rows, C labels.
@@ -88,9 +88,8 @@ def read_runs(
     `a`, `b`: the folders of both sides; `moved`: see `read_labelled_oof`. UserError for runs on
     other rows, labels or folds.
     """
-    found, groups = read_all([*a, *b], moved)
-    pairs = pair_up(found[: len(a)], found[len(a) :])
-    return pairs, groups, found[0].config.labels
+    found, groups, names = read_all([*a, *b], moved)
+    return pair_up(found[: len(a)], found[len(a) :]), groups, names
 
 
 def read_gold(path: str, names: list[str]) -> Table:
@@ -134,9 +133,8 @@ def compare_sides(args: argparse.Namespace) -> None:
     if args.test:
         pairs, groups, names = read_verdicts(*args.test)
     else:
-        found, groups = read_all([*args.a, *args.b], args.train)
+        found, groups, names = read_all([*args.a, *args.b], args.train)
         a, b = found[: len(args.a)], found[len(args.a) :]
-        names = found[0].config.labels
         pairs = pair_up(a, b)
         warn_of_unequal_sides(a, b)
         about = lines_about(a, b)
@@ -195,7 +193,7 @@ def write_result(path: str, result: dict) -> None:
 
 def compare_many(args: argparse.Namespace) -> None:
     """Ideas against one baseline."""
-    found, groups = read_all([*args.runs, *args.against], args.train)
+    found, groups, _ = read_all([*args.runs, *args.against], args.train)
     base, others = found[: len(args.runs)], found[len(args.runs) :]
     recipes = by_recipe(others)
     check_enough([Pair([base[0].judged], [])], groups)

@@ -216,7 +216,7 @@ def judge(
 ) -> tuple[list[Idea], list[Finished]]:
     """The recipes against the baseline, best first, and the baseline's runs."""
     sides = [sweep.finished(recipe, seeds) for recipe in (sweep.baseline, *recipes)]
-    found, groups = read_all([str(out) for side in sides for out in side], [])
+    found, groups, _ = read_all([str(out) for side in sides for out in side], [])
     runs = iter(found)
     base, *others = ([next(runs) for _ in side] for side in sides)
     if not others:

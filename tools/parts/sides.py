@@ -44,11 +44,17 @@ class Finished:
     def recipe(self) -> dict:
         return recipe_of(self.run)
 
+    def columns(self, names: list[str]) -> list[int]:
+        """Where these labels stand among its own."""
+        return [self.config.labels.index(name) for name in names]
 
-def read_all(folders: Sequence[str], moved: list[str]) -> tuple[list[Finished], np.ndarray]:
-    """The runs, and the groups (N,) of the rows.
 
-    `moved`: see `read_labelled_oof`. UserError for runs on other rows or labels.
+def read_all(
+    folders: Sequence[str], moved: list[str]
+) -> tuple[list[Finished], np.ndarray, list[str]]:
+    """The runs, the groups (N,) of the rows, and the C labels that all runs have.
+
+    `moved`: see `read_labelled_oof`. UserError for runs on other rows, or without a common label.
     """
     for folder in folders:
         if not Path(folder, "env.json").is_file():
@@ -67,14 +73,15 @@ def read_all(folders: Sequence[str], moved: list[str]) -> tuple[list[Finished], 
         count = f"{older[0].run.path}" + (f" and others, {len(older)} in all," if older[1:] else "")
         warn(f"{count}: made with another metrics.py; today's chooses the thresholds")
     groups = np.array([group for _, group, _ in numbers])
-    given = common_labels(found, len(numbers))
+    names = common_labels(found)
+    given = common_cells(found, names, len(numbers))
     for one in found:
         oof = one.oof
-        held_out = OutOfFold(np.arange(len(one.rows)), oof.fold, given[one.rows], oof.p)
+        held_out = OutOfFold(np.arange(len(one.rows)), oof.fold, oof.y, oof.p)
         part = threshold_folds(held_out, oof.group, one.config)
-        held_out.rows = one.rows
-        one.judged = judge(held_out, groups, part)
-    return found, groups
+        p = oof.p[:, one.columns(names)]
+        one.judged = judge(OutOfFold(one.rows, oof.fold, given[one.rows], p), groups, part)
+    return found, groups, names
 
 
 def open_finished(folder: str) -> Run:
@@ -87,19 +94,15 @@ def open_finished(folder: str) -> Run:
 
 
 def check_same_data(run: Run, first: Run) -> None:
-    """UserError for other labels, or other texts. Shares and 0/1 labels of the same texts may be
-    compared: `common_labels` looks at what was given."""
-    labels, other = (r.identity["settings.labels"] for r in (run, first))
-    hint = "compare runs on the same rows"
-    if labels != other:
-        problem = f"settings.labels is {labels!s:.40}, of {first.path} {other!s:.40}"
-        raise UserError(f"{run.path}: {problem} - {hint}")
+    """UserError for other texts. Shares and 0/1 labels of the same texts may be compared:
+    `common_cells` looks at what was given."""
     same_file = [
         run.identity.get(k) == first.identity.get(k) for k in ("data_sha256", "valid_sha256")
     ]
     if not all(same_file):
         texts, others = (read_npy(r.path / "texts.npy", "u", "text hashes") for r in (run, first))
         if len(np.intersect1d(texts, others)) < 0.9 * min(len(texts), len(others)):
+            hint = "compare runs on the same rows"
             raise UserError(f"{run.path}: has other texts than {first.path} - {hint}")
 
 
@@ -114,17 +117,34 @@ def number_rows(oof: OofCSV, numbers: dict[tuple, int]) -> np.ndarray:
     return np.array(rows)
 
 
-def common_labels(found: list[Finished], rows: int) -> np.ndarray:
+def common_labels(found: list[Finished]) -> list[str]:
+    """The labels that all runs have. Warns of others; UserError if there is none."""
+    common = [*found[0].config.labels]
+    for one in found[1:]:
+        theirs = one.config.labels
+        if not {*common} & {*theirs}:
+            problem = (
+                f"labels {' '.join(theirs):.40}, of {found[0].run.path} {' '.join(common):.40}"
+            )
+            raise UserError(f"{one.run.path}: {problem} - compare runs with a label in common")
+        common = [name for name in common if name in theirs]
+    left_out = dict.fromkeys(n for one in found for n in one.config.labels if n not in common)
+    if left_out:
+        warn(f"compared by {', '.join(common)}; not in all runs: {', '.join(left_out)}")
+    return common
+
+
+def common_cells(found: list[Finished], names: list[str], rows: int) -> np.ndarray:
     """float (N, C): the labels given; nan where a run has none. UserError where two runs differ."""
-    given = np.full((rows, found[0].oof.y.shape[1]), np.nan)
+    given = np.full((rows, len(names)), np.nan)
     unknown = np.zeros_like(given, dtype=bool)
     for one in found:
         before = given[one.rows]
-        y = one.oof.y
+        y = one.oof.y[:, one.columns(names)]
         differs = ~np.isnan(before) & ~np.isnan(y) & (before != y)
         if differs.any():
             i, j = np.argwhere(differs)[0]
-            cell = f"row {one.oof.ids[i]}: {one.config.labels[j]} is {y[i, j]:.0f}"
+            cell = f"row {one.oof.ids[i]}: {names[j]} is {y[i, j]:.0f}"
             hint = "compare runs on the same labels"
             raise UserError(f"{one.run.path}: {cell}, elsewhere {before[i, j]:.0f} - {hint}")
         unknown[one.rows] |= np.isnan(y)
