@@ -676,7 +676,10 @@ BAD = {
     "a word": (
         lambda rows: [*rows[:3], [*rows[3][:6], "maybe"], *rows[4:]],
         ["--missing-labels"],
-        ["train.csv:5 column 'surprise': must be 0 or 1 ('maybe'", "or leave it empty where the label"],
+        [
+            "train.csv:5 column 'surprise': must be 0 or 1 ('maybe'",
+            "or leave it empty where the label",
+        ],
     ),
 }
 
