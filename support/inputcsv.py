@@ -359,6 +359,8 @@ class InputCSV(CsvFile):
             hint += ", or use --soft-labels to learn shares as they are"
         if ("-1" if self.unknown else "") in self.words:
             hint += "; where a label is unknown, leave the cell empty, with --missing-labels"
+        elif self.unknown:
+            hint += ", or leave it empty where the label is unknown"
         if column_names([cell]) == [name] and self.counts[REPEATED]:
             hint = f"{self.counts[REPEATED]} {REPEATED}"
         elif code := pandas_of_words(self._pandas, self.names, set(self.words)):

@@ -7,10 +7,13 @@ python -m pytest tests/test_missing.py
 import csv
 import dataclasses
 import json
+import re
+import shlex
 import signal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import LABELS, make_rows, outputs, write_csv
@@ -38,6 +41,7 @@ from support.finished import (
     read_training,
 )
 from support.run import Run
+from tools import compare
 from support.versions import numbers
 from tools import distil, export
 from tools.parts.plan import copy_code
@@ -672,7 +676,10 @@ BAD = {
     "a word": (
         lambda rows: [*rows[:3], [*rows[3][:6], "maybe"], *rows[4:]],
         ["--missing-labels"],
-        ["train.csv:5 column 'surprise': must be 0 or 1 ('maybe'"],
+        [
+            "train.csv:5 column 'surprise': must be 0 or 1 ('maybe'",
+            "or leave it empty where the label",
+        ],
     ),
 }
 
@@ -689,3 +696,37 @@ def test_bad_input_is_refused(kind, which, rows, bert, tmp_path, monkeypatch, ca
     assert train.main(list(map(str, argv))) == 2
     one_line(capsys, *words)
     assert not Path("run").exists() and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("columns", ["of their own", "shared"])
+def test_two_data_sets_as_the_documents_show(columns, bert, tmp_path, monkeypatch, capsys):
+    """docs/recipes.md: the same folds, no copy on both sides, scores of the first file's rows."""
+    monkeypatch.chdir(tmp_path)
+    mine, theirs = make_rows(60), make_rows(40, seed=5)
+    theirs[7][1] = f" {mine[3][1].upper()}  "  # a copy
+    header = ["id", "text", *LABELS]
+    write_csv(Path("mine.csv"), mine, header)
+    write_csv(Path("theirs.csv"), [[f"t{row[0]}", *row[1:]] for row in theirs], header)
+    argv = ["--model", str(bert), "--epochs", "1"]
+    base = ["--folds", "2", "--labels", "joy", "fear", "--out", "runs/base"]
+    assert train.main([*argv, "--train", "mine.csv", *base]) == 0
+    document = (Path(train.__file__).parent / "docs/recipes.md").read_text()
+    section = document.split("## Two data sets, one model")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    if columns == "shared":
+        code = "".join(line for line in code.splitlines(True) if "rename(" not in line)
+    exec(code, {})
+    two = pd.read_csv("two.csv", dtype=str, keep_default_na=False)
+    texts = {row[1] for row in mine}
+    assert len(two) == 60 + sum(row[1].strip().lower() not in texts for row in theirs)
+    assert two["fold"][60:].eq("-1").all() and {*two["fold"][:60]} == {"0", "1"}
+    flags = shlex.split(re.search(r"python train.py (.*)", section)[1])
+    if columns == "shared":
+        del flags[flags.index("--missing-labels")], flags[-4:-2]
+    capsys.readouterr()
+    assert train.main([*argv, *flags]) == 0
+    assert "on both sides" not in capsys.readouterr().err
+    assert compare.main(shlex.split(re.search(r"compare.py (.*)", section)[1])) == 0
+    out = capsys.readouterr().out
+    assert "\nfear" in out and "\njoy" in out and "their" not in out.split("B has changed")[0]
+    assert len(Path("runs/two/oof.csv").read_text().splitlines()) == 61
