@@ -238,9 +238,10 @@ def per_label(y: Array, p: Array, pred: Array, th: Array, names: list[str]) -> d
     return by_label
 
 
-def reliability(y: Array, p: Array, bins: int = 10) -> tuple[Array, Array, float]:
-    """One label's y and p (N,) in bins of equal width: each bin's mean probability and share of
-    positives, and the expected calibration error (Naeini et al. 2015). Without empty bins."""
+def reliability(y: Array, p: Array, bins: int = 10, least: int = 1) -> tuple[Array, Array, float]:
+    """One label's y and p (N,) in bins of equal width: mean probability and share of positives of
+    each bin with at least `least` rows; the expected calibration error (Naeini et al. 2015), of
+    all rows."""
     y, p = known_cells(y, p)
     bin_of_row = np.minimum((p * bins).astype(int), bins - 1)
     rows = np.bincount(bin_of_row, minlength=bins)
@@ -249,7 +250,8 @@ def reliability(y: Array, p: Array, bins: int = 10) -> tuple[Array, Array, float
     mean = np.bincount(bin_of_row, p, bins)[filled] / rows
     share = np.bincount(bin_of_row, y, bins)[filled] / rows
     error = (rows * np.abs(mean - share)).sum() / max(1, rows.sum())
-    return mean, share, float(error)
+    enough = rows >= least
+    return mean[enough], share[enough], float(error)
 
 
 def platt(y: Array, p: Array) -> tuple[float, float]:

@@ -52,7 +52,7 @@ from model import (
     run_over_rows,
     sigmoid,
 )
-from support import report
+from support import pictures, quote, report
 from support.active import ActiveRun, Session, start_run
 from support.checkpoint import Checkpoint, Progress, write_log
 from support.device import autocast, resolve_device
@@ -353,6 +353,7 @@ def summarise(config: Config, table: Table, run: Run) -> None:
     fold = threshold_folds(oof, table.groups, config)
     summary = metrics.summary(oof.y, oof.p, fold, names)
     heading = report.title(config.model, summary.values, len(oof.y))
+    sentence = quote.sentence(config, run, summary.values, oof, fold)
     with run.writing_totals() as folder:
         np.save(folder / "th.npy", summary.th, allow_pickle=False)
         write_json(folder / "th.json", {"labels": names, "run": run.key})
@@ -360,9 +361,12 @@ def summarise(config: Config, table: Table, run: Run) -> None:
         write_log(folder, log)
         report.write_oof(folder, table, oof, names)
         report.write_likely_errors(folder, table, oof, summary.pred, names)
-        report.draw_report(folder / "report.png", log, oof, summary, names, heading)
-    print(report.closing_table(summary.values))
+        pictures.draw_report(folder / "report.png", log, oof, summary, names, heading)
+        quote.write_quote(folder / "quote.md", sentence, summary.values)
+    print(report.closing_table(summary.values, config.folds))
+    print(f"to quote (quote.md has tables, too): {sentence}")
     report.warn_of_undetected(summary.values["per_label"])
+    report.warn_of_noisy_thresholds(summary.values)
     command = f"python predict.py --run {shlex.quote(str(run.path))}"
     if config.train != Config().train:  # for the bundled sample predict.py has an input
         command += " --input new.csv"

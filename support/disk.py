@@ -16,7 +16,7 @@ from support.tokentable import MOST_ROWS
 SMALL_FILES = 20_000  # bytes of a fold beside weights, tokenizer and probabilities
 INDEX = 20_000  # bytes of state.pt that name the tensors of a layer and say where they are
 TOKEN = 70  # bytes that tokenizer.json has for a token, at most
-PICTURE = 300_000  # report.png
+PICTURE = 600_000  # report.png, with room for quote.md
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""What a person looks at: data report, epoch lines, closing tables, report.png, errors.csv.
+"""What a person looks at: data report, epoch lines, closing tables, oof.csv, errors.csv.
 
 n out-of-fold rows, C labels: y, p and pred (n, C), th (C,); `pred` is the cross-fitted verdict.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,11 @@ from transformers import PreTrainedTokenizerBase
 import metrics
 from config import Config
 from data import EmotionDataset, OutOfFold, Table
-from metrics import Summary
-from support import fonts
 from support.csvwriter import csv_text
 from support.encoders import EncoderInfo
 from support.process import warn
 from support.splits import warn_of_common_text
 
-# Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/)
-COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999933".split()  # noqa: SIM905
-MOST = 8  # labels drawn as curves; all of them stand in the bars
 ERRORS = 100_000  # lines of errors.csv at most
 
 
@@ -114,6 +108,17 @@ def warn_of_undetected(by_label: dict[str, dict]) -> None:
             warn(f"label {name} is detected in no held-out row; {threshold} - {hint}")
 
 
+def warn_of_noisy_thresholds(values: dict) -> None:
+    """Where they cost more than half the width of the interval. values: `Summary.values`."""
+    low, high = values["macro_f1_cross_fitted_ci95"]
+    crossed = values["macro_f1_cross_fitted"]
+    at_half = values["macro_f1_at_half"]
+    if at_half - crossed > (high - low) / 2:
+        scores = f"macro-F1 at 0.5 {at_half:.4f}, cross-fitted {crossed:.4f}"
+        hint = "--thresholds 0.5 may do as well; cross-fitted is still the score to quote"
+        warn(f"thresholds are noisy here (few positives): {scores} - {hint}")
+
+
 def label_table(by_label: dict[str, dict]) -> str:
     """`metrics.per_label` as text, one line a label."""
     width = max(5, *map(len, by_label))
@@ -134,8 +139,8 @@ def label_table(by_label: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def number(x: float | None) -> str:
-    return "-" if x is None else f"{x:.4f}"
+def number(x: float | None, digits: int = 4) -> str:
+    return "-" if x is None else f"{x:.{digits}f}"
 
 
 def scores_of_counts(
@@ -168,13 +173,14 @@ WAYS = {
 }
 
 
-def closing_table(values: dict) -> str:
+def closing_table(values: dict, folds: int) -> str:
     """`Summary.values` as text: by label, the thresholds, and the three ways to score."""
     thresholds = [f"{name} {row['threshold']:.3f}" for name, row in values["per_label"].items()]
     tuned = [name.removesuffix("_tuned") for name in values if name.endswith("_tuned")]
     scores = list(metrics.printed(dict.fromkeys(tuned)))
     titles = [name.replace("_f", "-F").replace("_", " ") for name in scores]
-    lines = [label_table(values["per_label"]), f"thresholds: {', '.join(thresholds)}"]
+    lines = ["by label, cross-fitted (Threshold: for new texts, chosen on all held-out rows):"]
+    lines += [label_table(values["per_label"]), f"thresholds: {', '.join(thresholds)}"]
     lines.append(" | ".join([f"{'out-of-fold':<35}", *titles]))
     for way, note in WAYS.items():
         cells = [f"{note:<35}"]
@@ -183,7 +189,9 @@ def closing_table(values: dict) -> str:
         lines.append(" | ".join(cells))
     low, high = values["macro_f1_cross_fitted_ci95"]
     score = f"cross-fitted macro-F1 {values['macro_f1_cross_fitted']:.4f}"
-    spread = f"standard deviation over folds {values['macro_f1_cross_fitted_fold_std']:.4f}"
+    parts = "folds" if folds > 1 else "parts of the held-out rows"
+    spread = f"standard deviation over {parts} {values['macro_f1_cross_fitted_fold_std']:.4f}"
+    spread += " (how far they differ, not the score's error)"
     lines.append(f"{score}, 95 % interval {low:.4f} to {high:.4f}, {spread}")
     return "\n".join(lines)
 
@@ -246,134 +254,3 @@ def write_likely_errors(
             ]
         )
     (folder / "errors.csv").write_bytes(csv_text(lines).encode("utf-8-sig"))
-
-
-def draw_report(
-    path: Path, log: list[dict], oof: OutOfFold, summary: Summary, names: list[str], heading: str
-) -> None:
-    """report.png, or a warning: the scores of a whole training must not be lost to a picture."""
-    try:
-        draw_figure(path, log, oof, summary, names, heading)
-    except OSError:  # a full disk
-        raise
-    except Exception as e:
-        path.unlink(missing_ok=True)
-        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        warn(f"{path.name} can't be drawn ({reason}) - see your matplotlibrc; all else is there")
-
-
-def draw_figure(
-    path: Path, log: list[dict], oof: OutOfFold, summary: Summary, names: list[str], heading: str
-) -> None:
-    """Five panels: losses, macro-F1, precision-recall, reliability, F1 per label."""
-    if not os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's stays
-        os.environ.pop("MPLBACKEND", None)  # it may name one that is unknown here
-    from matplotlib import rc_context, rcParams
-    from matplotlib.figure import Figure
-
-    names = [" ".join(name.split())[:24] for name in names]  # 300 letters leave no room for axes
-    heading = heading[-140:]
-    families, missing = fonts.fonts_for([*names, heading])
-    heading = "".join("?" if letter in missing else letter for letter in heading)
-    with rc_context({"font.family": [*rcParams["font.family"], *families]}):
-        figure = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
-        figure.suptitle(heading.replace("$", r"\$"), fontsize=13)  # $: it would read mathematics
-        drawn = fonts.drawable(names, missing)
-        if drawn != names:
-            figure.supxlabel(fonts.NOTE, fontsize=10)
-        draw_panels(figure, log, oof, summary, [name.replace("$", r"\$") for name in drawn])
-        figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def draw_panels(
-    figure, log: list[dict], oof: OutOfFold, summary: Summary, names: list[str]
-) -> None:
-    panels = figure.subplot_mosaic("ABE;CDE")  # E, with a bar for every label, is the tall one
-    draw_losses(panels["A"], log)
-    draw_macro_f1(panels["B"], log)
-    positives, known = metrics.known_sums(oof.y)
-    for j, colour in zip(np.argsort(-positives, kind="stable")[:MOST], COLOURS, strict=False):
-        if 0 < positives[j] < known[j]:
-            y, p = metrics.known_cells(oof.y[:, j], oof.p[:, j])
-            draw_precision_recall(panels["C"], y, p, summary.th[j], names[j], colour)
-            draw_reliability(panels["D"], y, p, names[j], colour)
-    draw_f1(panels["E"], oof.y, summary, names)
-    square = {"xlim": (0, 1.02), "ylim": (0, 1.02)}
-    panels["C"].set(title="Precision-recall (dot: chosen threshold)", **square)
-    panels["C"].set(xlabel="recall", ylabel="precision")
-    panels["D"].plot([0, 1], [0, 1], ":", color="grey")
-    panels["D"].set(title="Reliability (out-of-fold)", **square)
-    panels["D"].set(xlabel="probability", ylabel="share of positives")
-    for ax in panels.values():
-        ax.grid(alpha=0.25)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8, loc="best")
-
-
-def by_fold(log: list[dict]) -> list[tuple[int, list[dict], str]]:
-    """(fold, its rows of the log, its colour)."""
-    numbers = sorted({row["fold"] for row in log})
-    return [(k, [r for r in log if r["fold"] == k], COLOURS[k % len(COLOURS)]) for k in numbers]
-
-
-def epoch_ticks(log: list[dict]) -> list[int]:
-    ticks = sorted({row["epoch"] + 1 for row in log})
-    return ticks[:: max(1, len(ticks) // 10)]
-
-
-def draw_losses(ax, log: list[dict]) -> None:
-    for _, rows, colour in by_fold(log):
-        epochs = [row["epoch"] + 1 for row in rows]
-        train = [row["train_loss"] for row in rows]
-        held_out = [row["val_loss"] for row in rows]
-        ax.plot(epochs, train, "o--", color=colour, lw=1.2, ms=3)
-        ax.plot(epochs, held_out, "o-", color=colour, lw=1.6, ms=3)
-    ax.set(title="Loss (dashed: training, solid: held out)", xlabel="epoch")
-    ax.set(xticks=epoch_ticks(log))
-
-
-def draw_macro_f1(ax, log: list[dict]) -> None:
-    for k, rows, colour in by_fold(log):
-        epochs = [row["epoch"] + 1 for row in rows]
-        f1 = [row["macro_f1"] for row in rows]
-        name = f"fold {k}" if k < 10 else None
-        ax.plot(epochs, f1, "o-", color=colour, lw=1.6, ms=4, label=name)
-    ax.set(title="Macro-F1 at 0.5, held-out rows", xlabel="epoch", xticks=epoch_ticks(log))
-
-
-def draw_precision_recall(ax, y, p, th: float, name: str, colour: str) -> None:
-    """One label's curve, and a dot at its threshold. y, p (n,)."""
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, _ = precision_recall_curve(y, p)
-    ax.plot(recall, precision, color=colour, lw=1.4, label=name)
-    counts = metrics.confusion(y, metrics.detect(p, th))
-    precision, recall, _ = metrics.precision_recall_f1(counts)
-    ax.plot(recall, precision, "o", color=colour, ms=7, mec="white")
-
-
-def draw_reliability(ax, y, p, name: str, colour: str) -> None:
-    mean, share, error = metrics.reliability(y, p)
-    label = f"{name} (ECE {error:.3f})"
-    ax.plot(mean, share, "o-", color=colour, lw=1.2, ms=3.5, label=label)
-
-
-def draw_f1(ax, y: np.ndarray, summary: Summary, names: list[str]) -> None:
-    """A bar for each label, the most frequent on top."""
-    positives, _ = metrics.known_sums(y)
-    order = np.argsort(positives, kind="stable")
-    f1 = metrics.precision_recall_f1(metrics.confusion(y, summary.pred))[2]
-    low, high = np.quantile(summary.draws, [0.025, 0.975], axis=0)
-    spread = np.abs(np.stack([f1 - low, high - f1]))
-    ax.barh(
-        range(len(order)),
-        f1[order],
-        xerr=spread[:, order].tolist(),  # matplotlib 3.9 takes an array of one for a number
-        height=0.6,
-        color=COLOURS[5],
-        ecolor="black",
-        capsize=3,
-    )
-    labels = [f"{names[j]} ({int(positives[j])})" for j in order]
-    ax.set_yticks(range(len(order)), labels, fontsize=min(10, 350 / len(order)))
-    ax.set(title="Cross-fitted F1, 95 % interval (positives)", xlim=(0, 1))

@@ -37,7 +37,7 @@ from support.files import (
 from support.process import UserError, warn
 
 PACKAGES = (torch, transformers, tokenizers, safetensors, np)
-SHOWS = ("cli", "process", "versions", "jobs", "report", "fonts", "disk")
+SHOWS = ("cli", "process", "versions", "jobs", "report", "pictures", "quote", "fonts", "disk")
 NOT_HASHED = tuple(f"support/{name}.py" for name in SHOWS)
 # They show things, or set what is compared by itself: flags, threads.
 AROUND = ("tests", "benchmarks", "tools")  # not used in training

@@ -18,7 +18,7 @@ test_train.py           the loop, the losses, the schedule, what a run folder ho
 test_metrics.py         scores, thresholds, calibration
 test_missing.py         label cells that are empty: neither learned nor scored
 test_numbers.py         memory that runs out, nan and inf, the same numbers in any batch
-test_report.py          pictures, errors.csv
+test_report.py          pictures, what is printed, quote.md, errors.csv
 test_jobs.py            folds in parallel, threads
 test_ranks.py           torchrun
 test_notebook.py        in a notebook: errors, the stop button
@@ -120,11 +120,13 @@ def quick(request, monkeypatch):
     test_report.py draws for real, and runs in processes of their own do both; only a power cut
     would miss the fsync.
     """
-    from support import report
+    from support import pictures
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     if request.path.name != "test_report.py":
-        monkeypatch.setattr(report, "draw_report", lambda f, *args: Path(f).write_bytes(b"\x89PNG"))
+        monkeypatch.setattr(
+            pictures, "draw_report", lambda f, *args: Path(f).write_bytes(b"\x89PNG")
+        )
 
 
 def make_tokenizer(

@@ -18,11 +18,11 @@ sys.path.insert(0, code)
 torch.set_num_threads(threads)
 import data, predict, train
 from config import Config
-from support import inputcsv, report
+from support import inputcsv, pictures
 
 assert Path(train.__file__).parent == Path(data.__file__).parent == Path(code)
 os.fsync = lambda handle: None
-report.draw_report = lambda f, *args: Path(f).write_bytes(b"PNG")
+pictures.draw_report = lambda f, *args: Path(f).write_bytes(b"PNG")
 """
 
 # A training with these `flags` that is stopped in the middle, and resumed.

@@ -28,7 +28,7 @@ import predict
 import train
 from config import HERE, Config
 from data import OutOfFold, Table, assign_folds, read_data, split
-from support import report
+from support import pictures
 from support.blend import BlendedRun
 from support.cli import parse
 from support.files import read_json
@@ -404,7 +404,7 @@ def test_the_report_is_drawn(run, rows, tmp_path):
     held_out = OutOfFold(np.arange(64), oof.fold, oof.y, oof.p)
     summary = metrics.summary(oof.y, oof.p, oof.fold, LABELS)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    report.draw_figure(tmp_path / "r.png", log, held_out, summary, LABELS, "a run")
+    pictures.draw_figure(tmp_path / "r.png", log, held_out, summary, LABELS, "a run")
     assert (tmp_path / "r.png").stat().st_size > 10_000
 
 

@@ -29,7 +29,7 @@ import predict
 import train
 from config import HERE, Config, PredictConfig
 from data import Table, read_table, split
-from support import device, files, report
+from support import device, files, pictures, report
 from support.cli import parse
 from support.finished import FinishedRun
 from support.process import STOPPING, Signals, UserError, exit_codes
@@ -381,7 +381,7 @@ def test_a_picture_that_cant_be_drawn(error, train_csv, quick, monkeypatch, caps
         Path(args[0]).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(report, "draw_figure", fail)
+    monkeypatch.setattr(pictures, "draw_figure", fail)
     assert train.main([*quick, "--train", str(train_csv), "--out", "a"]) == 0
     assert "warning: report.png can't be drawn" in capsys.readouterr().err
     assert Path("a/DONE.json").exists() and not Path("a/report.png").exists()
