@@ -100,12 +100,13 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 
 def latex_table(rows: list[list[str]], caption: str) -> str:
-    """A table that needs no package."""
+    """A table that needs no package. `tabcolsep`: else it is too wide for the class article."""
     lines = [" & ".join(cell.translate(LATEX) for cell in row) + r" \\" for row in [HEADER, *rows]]
     lines.insert(1, r"\hline")
     lines.insert(-2, r"\hline")  # before macro and micro
     columns = "l" + "r" * (len(HEADER) - 1)
     head = ["\\begin{table}", f"\\caption{{{caption.translate(LATEX)}}}", r"\centering"]
+    head += [r"\small", r"\setlength{\tabcolsep}{4pt}"]
     head.append(f"\\begin{{tabular}}{{{columns}}}")
     return "\n".join([*head, *lines, r"\end{tabular}", r"\end{table}"])
 

@@ -22,6 +22,7 @@ test_report.py          pictures, what is printed, quote.md, errors.csv
 test_jobs.py            folds in parallel, threads
 test_ranks.py           torchrun
 test_notebook.py        in a notebook: errors, the stop button
+test_examples.py        examples/notebook.ipynb, from start to end
 
 test_predict.py         predict.py, thresholds, damaged runs, the commands of the README
 test_predict_resume.py  a killed predict.py resumes

@@ -359,6 +359,13 @@ def test_a_run_without_quote_md_is_read(finished, tmp_path):
         FinishedRun(run)
 
 
+def test_what_only_shows_is_no_part_of_a_run(finished):
+    """An edit of it leaves a finished run as it is."""
+    same = read_json(finished / "env.json", sealed=True)["same"]
+    shows = [f"code.support/{name}.py" for name in ("report", "pictures", "quote")]
+    assert not {*shows} & {*same} and "code.support/run.py" in same
+
+
 def test_a_run_prints_what_to_quote(flags, tmp_path, capsys):
     """Of a hold-out: `train.main` prints the sentence of quote.md."""
     assert train.main([*flags[:4], *flags[6:], "--folds", "1", "--out", str(tmp_path / "a")]) == 0
