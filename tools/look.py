@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="the page (default: RUN/look.html)")
     no_words = "don't shade the words of the worst mistakes: no model is loaded"
     parser.add_argument("--no-words", action="store_true", help=no_words)
-    moved = "where the training CSV (and --valid's) lies now; asked for where errors.csv lacks texts"
+    moved = "where the training CSV (and --valid's) lies now; read where errors.csv lacks texts"
     parser.add_argument("--train", nargs="+", default=[], metavar="CSV", help=moved)
     return parser.parse_args(argv)
 
@@ -42,8 +42,6 @@ import os
 import re
 from importlib import metadata
 
-import numpy as np
-
 from support.files import read_json, writing
 from support.finished import FinishedRun, check_is_run, read_thresholds
 from support.process import UserError, exit_codes
@@ -54,6 +52,7 @@ from tools.parts.words import Cell, word_scores
 TEMPLATE = Path(__file__).parent / "parts/look.html"
 LIBRARY = "itables/html/dt_bundle.js"  # DataTables with jQuery
 SHADED = 200  # cells
+HEADLINE = ("macro_f1", "micro_f1", "exact_match")  # cross-fitted
 
 
 def read_library() -> str:
@@ -88,19 +87,17 @@ def about(one: Finished, scores: dict) -> dict:
     if config.split_seed is not None:
         seeds += f" (of the folds: {config.split_seed})"
     low, high = scores.get("macro_f1_cross_fitted_ci95", (None, None))
-    names = ("macro_f1", "micro_f1", "exact_match")
-    ways = ("cross_fitted", "tuned", "at_half")
     return {
         "run": str(one.run.path),
         "key": one.run.key,
         "line": " · ".join([*parts, folds, seeds]),
         "low": look_numbers.number(low),
         "high": look_numbers.number(high),
-        **{f"{n}_{w}": look_numbers.number(scores.get(f"{n}_{w}")) for n in names for w in ways},
+        **{name: look_numbers.number(scores.get(f"{name}_cross_fitted")) for name in HEADLINE},
     }
 
 
-def shade(folder: str, one: Finished, texts: list[str | None]) -> tuple[list, str]:
+def shade(one: Finished, texts: list[str | None]) -> tuple[list, str]:
     """[row, label, pieces] of the most wrong cells; or none, and why."""
     judged = one.judged
     cells = look_rows.most_wrong(judged.y, judged.p, judged.pred, SHADED)
@@ -112,7 +109,7 @@ def shade(folder: str, one: Finished, texts: list[str | None]) -> tuple[list, st
         text = texts[i][: look_rows.LONGEST]
         asked.append(Cell(text, j, int(one.oof.fold[i]), float(judged.p[i, j])))
     try:
-        found = word_scores(FinishedRun(folder, precision="fp32"), asked)
+        found = word_scores(FinishedRun(one.run.path, precision="fp32"), asked)
     except UserError as e:
         return [], str(e)
     return [[i, j, pieces] for (i, j), pieces in zip(cells, found, strict=True)], ""
@@ -123,27 +120,20 @@ def page_data(args: argparse.Namespace) -> dict:
     check_is_run(Path(args.run))
     (one,), _, names = read_all([args.run], args.train)
     judged = one.judged
-    other = verdicts_b = p_b = None
+    scores = read_json(one.run.path / "metrics.json")
+    columns = zip(judged.y.T, judged.p.T, read_thresholds(None, one.run), strict=True)
+    other = of_b = None
     if args.other:
         check_is_run(Path(args.other))
-        other, verdicts_b, p_b = look_numbers.against(args.run, args.other, args.train)
-        other["run"] = args.other
-    scores = read_json(one.run.path / "metrics.json")
-    th = read_thresholds(None, one.run)
-    found = look_rows.read_texts(one, args.train)
-    shown = look_rows.shown_rows(look_rows.row_losses(judged.y, judged.p))
-    rows = []
-    for i in shown.tolist():
-        cells = look_rows.row_cells(one, found.texts[i], i)
-        if args.other:
-            known = ~np.isnan(p_b[i])
-            z = look_rows.logits(np.where(known, p_b[i], 0.5))
-            cells += [look_rows.marks(verdicts_b[i]), z]
-        rows.append(cells)
-    place = {i: k for k, i in enumerate(shown.tolist())}
-    words, why = ([], "--no-words was given") if args.no_words else shade(args.run, one, found.texts)
-    missing = sum(text is None for text in found.texts)
-    columns = zip(judged.y.T, judged.p.T, th, strict=True)
+        other, *of_b = look_numbers.against(args.run, args.other, args.train)
+    texts, why_missing = look_rows.read_texts(one, args.train)
+    missing = texts.count(None)
+    shown = look_rows.shown_rows(look_rows.row_losses(judged.y, judged.p)).tolist()
+    rows = [look_rows.row_cells(one, texts[i], i, of_b) for i in shown]
+    words, why_no_words = [], "--no-words was given"
+    if not args.no_words:
+        words, why_no_words = shade(one, texts)
+    place = {i: k for k, i in enumerate(shown)}
     return {
         "about": about(one, scores),
         "names": names,
@@ -151,13 +141,13 @@ def page_data(args: argparse.Namespace) -> dict:
         "thresholds": [look_numbers.threshold_counts(*column) for column in columns],
         "together": look_numbers.given_together(judged.y).tolist(),
         "taken": look_numbers.taken_for(judged.y, judged.pred).tolist(),
-        "lengths": look_numbers.scores_by_length(found.texts, judged.y, judged.pred),
+        "lengths": look_numbers.scores_by_length(texts, judged.y, judged.pred),
         "other": other,
         "rows": rows,
         "shown": look_rows.shown_of(len(judged.y)),
-        "missing": f"{missing:,} texts are not at hand: {found.why}" if missing else "",
+        "missing": f"{missing:,} texts are not at hand: {why_missing}" if missing else "",
         "words": [[place[i], j, pieces] for i, j, pieces in words if i in place],
-        "why_no_words": why,
+        "why_no_words": why_no_words,
     }
 
 

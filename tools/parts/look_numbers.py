@@ -147,13 +147,12 @@ def against(folder: str, other: str, moved: list[str]) -> tuple[dict, np.ndarray
     y = a.judged.y[of_a]
     differ_here = (a.judged.pred[of_a] != b.judged.pred[of_b]) & ~np.isnan(y)
     a_right = differ_here & (a.judged.pred[of_a] == (y > 0))
+    columns = zip(names, a_right.sum(0).tolist(), differ_here.sum(0).tolist(), strict=True)
     page = {
+        "run": other,
         "rows": len(of_a),
         "differ": int(differ_here.any(1).sum()),
-        "labels": [
-            {"name": name, "a": int(a_right[:, j].sum()), "b": int((differ_here & ~a_right)[:, j].sum())}
-            for j, name in enumerate(names)
-        ],
+        "labels": [{"name": name, "a": right, "b": n - right} for name, right, n in columns],
     }
     return page | difference_of(a, b, groups, names), verdicts, probabilities
 

@@ -5,7 +5,7 @@ training CSV has those that errors.csv lacks.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,16 +20,11 @@ HALF = 5_000  # with more than twice as many rows: so many by loss, and so many 
 LONGEST = 2_000  # characters of a text that are shown
 
 
-@dataclass
-class Texts:
-    """The texts (n,) of the held-out rows; None where one is not at hand, and `why`."""
+def read_texts(one: Finished, moved: list[str]) -> tuple[list[str | None], str]:
+    """The texts (n,) of the held-out rows; None where one is not at hand, and why.
 
-    texts: list[str | None]
-    why: str = ""
-
-
-def read_texts(one: Finished, moved: list[str]) -> Texts:
-    """`moved`: see `read_training`."""
+    `moved`: see `read_training`.
+    """
     ids = one.oof.ids
     of_id = defaultdict(set)
     for frame in CsvFile(one.run.path / "errors.csv").frames(10_000):
@@ -39,13 +34,13 @@ def read_texts(one: Finished, moved: list[str]) -> Texts:
     # errors.csv has no row numbers: of two rows of one id it doesn't say whose text is whose.
     texts = [next(iter(of_id[x])) if times[x] == 1 and of_id[x] else None for x in ids]
     if None not in texts:
-        return Texts(texts)
+        return texts, ""
     try:
         table = read_training(one.run, moved)
         rows = read_oof(one.run, table).rows
     except UserError as e:
-        return Texts(texts, str(e))
-    return Texts([table.texts[i] for i in rows])
+        return texts, str(e)
+    return [table.texts[i] for i in rows], ""
 
 
 def cell_losses(y: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -105,8 +100,15 @@ def short(text: str | None) -> str | None:
     return f"{text[:LONGEST]} … (cut: {len(text):,} characters)"
 
 
-def row_cells(one: Finished, text: str | None, i: int) -> list:
-    """Row i as the page has it: id, fold, text, given, verdicts, logits."""
+def row_cells(
+    one: Finished, text: str | None, i: int, of_b: Sequence[np.ndarray] | None = None
+) -> list:
+    """Row i as the page has it: id, fold, text, given, verdicts, logits; of B (see `against`)
+    verdicts and logits."""
     judged = one.judged
-    given_and_verdicts = [marks(judged.y[i]), marks(judged.pred[i])]
-    return [one.oof.ids[i], int(one.oof.fold[i]), short(text), *given_and_verdicts, logits(judged.p[i])]
+    row = [one.oof.ids[i], int(one.oof.fold[i]), short(text)]
+    row += [marks(judged.y[i]), marks(judged.pred[i]), logits(judged.p[i])]
+    if of_b is not None:
+        verdicts, p = of_b
+        row += [marks(verdicts[i]), logits(p[i])]
+    return row
