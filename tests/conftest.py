@@ -37,6 +37,8 @@ test_harm.py            pickles, program code in a model folder, no network
 
 test_compare.py, test_distil.py, test_export.py: tools/; test_recipes.py: recipes/
 test_sweep.py           tools/sweep.py, tools/leaderboard.py
+test_look.py            tools/look.py: the numbers, rows and words of its page
+test_look_browser.py    the page in Chromium, where there is one
 test_layout.py          tokens, density, the reading path, the documents
 
 faults.py holds what the tests of faults share, cases/ the tables of cases.
