@@ -70,7 +70,7 @@ def read_all(
     today = file_sha256(metrics.__file__)
     older = [one for one in found if one.run.identity.get("code.metrics.py", today) != today]
     if older:
-        count = f"{older[0].run.path}" + (f" and others, {len(older)} in all," if older[1:] else "")
+        count = f"{older[0].run.path}" + (f" and {len(older) - 1} more" if older[1:] else "")
         warn(f"{count}: made with another metrics.py; today's chooses the thresholds")
     groups = np.array([group for _, group, _ in numbers])
     names = common_labels(found)
