@@ -730,3 +730,25 @@ def test_two_data_sets_as_the_documents_show(columns, bert, tmp_path, monkeypatc
     out = capsys.readouterr().out
     assert "\nfear" in out and "\njoy" in out and "their" not in out.split("B has changed")[0]
     assert len(Path("runs/two/oof.csv").read_text().splitlines()) == 61
+
+
+def test_graded_labels_as_the_documents_show(bert, tmp_path, monkeypatch, capsys):
+    """docs/recipes.md: the same rows count as positives, and compare.py takes both runs."""
+    monkeypatch.chdir(tmp_path)
+    rows = make_rows(60)
+    header = ["id", "text", *LABELS]
+    write_csv(Path("hard.csv"), rows, header)
+    grades = [
+        [*r[:2], *(c and str(int(c) * (1 + i % 3)) for c in r[2:])] for i, r in enumerate(rows)
+    ]
+    write_csv(Path("graded.csv"), grades, header)
+    argv = ["--model", str(bert), "--epochs", "1", "--folds", "2"]
+    base = ["--split-seed", "42", "--labels", "joy", "fear", "--out", "runs/base"]
+    assert train.main([*argv, "--train", "hard.csv", *base]) == 0
+    section = (HERE / "docs/recipes.md").read_text().split("\n## Graded labels")[1]
+    exec(re.search(r"```python\n(.*?)```", section, re.S)[1], {})
+    assert {*pd.read_csv("shares.csv")["joy"]} == {0.05, 0.6, 0.85, 1.0}
+    assert train.main([*argv, *shlex.split(re.search(r"python train.py (.*)", section)[1])]) == 0
+    capsys.readouterr()
+    assert compare.main(shlex.split(re.search(r"compare.py (.*)", section)[1])) == 0
+    assert "soft_labels: False -> True" in capsys.readouterr().out
