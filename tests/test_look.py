@@ -160,6 +160,10 @@ def test_the_page_of_ten_thousand_tweets_is_under_five_megabytes():
 def test_a_long_text_is_cut_and_says_so():
     assert look_rows.short("a" * 2000) == "a" * 2000
     assert look_rows.short("a" * 2001) == "a" * 2000 + " … (cut: 2,001 characters)"
+    for n in (1999, 2000, 2001, 5000):
+        pieces = [("a" * 7, 0.5)] * (n // 7) + [("a" * (n % 7), 0.0)]
+        kept = look_rows.short_pieces(pieces)
+        assert "".join(text for text, _ in kept) == look_rows.short("a" * n)
 
 
 # The page

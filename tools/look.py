@@ -106,12 +106,12 @@ def shade(one: Finished, texts: list[str | None]) -> tuple[list, str]:
         return [], "no verdict is wrong"
     asked = []
     for i, j in cells:
-        text = texts[i][: look_rows.LONGEST]
-        asked.append(Cell(text, j, int(one.oof.fold[i]), float(judged.p[i, j])))
+        asked.append(Cell(texts[i], j, int(one.oof.fold[i]), float(judged.p[i, j])))
     try:
         found = word_scores(FinishedRun(one.run.path, precision="fp32"), asked)
     except UserError as e:
         return [], str(e)
+    found = map(look_rows.short_pieces, found)
     return [[i, j, pieces] for (i, j), pieces in zip(cells, found, strict=True)], ""
 
 

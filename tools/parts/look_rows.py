@@ -100,6 +100,19 @@ def short(text: str | None) -> str | None:
     return f"{text[:LONGEST]} … (cut: {len(text):,} characters)"
 
 
+def short_pieces(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Pieces of a text (see tools/parts/words.py) up to where `short` cuts it."""
+    kept = []
+    room = LONGEST
+    for text, score in pieces:
+        if len(text) > room:
+            total = sum(len(piece) for piece, _ in pieces)
+            return [*kept, (f"{text[:room]} … (cut: {total:,} characters)", score)]
+        kept.append((text, score))
+        room -= len(text)
+    return kept
+
+
 def row_cells(
     one: Finished, text: str | None, i: int, of_b: Sequence[np.ndarray] | None = None
 ) -> list:
