@@ -107,6 +107,8 @@ def _parser(kind: type, program: str) -> Parser:
             options = {"action": argparse.BooleanOptionalAction}
         elif type_ is list:
             options = {"nargs": "+", "metavar": f.name.rstrip("s").upper()}
+            if not issubclass(kind, Config):  # predict.py: --run a --run b; elsewhere the last wins
+                options["action"] = "extend"
         else:
             options = {"type": type_, "choices": choices, "metavar": None if choices else "X"}
         names = dict.fromkeys([flag(f.name), "--" + f.name])  # - and _ are both understood

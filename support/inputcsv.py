@@ -69,6 +69,7 @@ class InputCSV(CsvFile):
         self.rows = 0
         self.id_hashes = [np.zeros(0, np.int64)]
         self.known = np.zeros(len(self.names), int)  # cells of each label
+        self.zeros = 0  # cells that say a label is not there
         self.counts = Counter()  # of rows, by the warning
         self.text_counts = Counter()  # of texts, by the warning
         self.wrong_cells = 0  # label cells that are not 0/1
@@ -220,6 +221,7 @@ class InputCSV(CsvFile):
         targets = cells.apply(lambda column: column.map(read)).to_numpy(np.float32)
         unknown = cells.isin(self.unknown).to_numpy()
         self.known += (~unknown).sum(0)
+        self.zeros += int((targets < 0.5).sum())
         words = "rows are not scored: all their labels are -1 or empty"
         if self.training:
             words = "rows have no known label: none is learned or scored"
@@ -323,6 +325,10 @@ class InputCSV(CsvFile):
             columns = ", ".join(map(repr, never))
             hint = "fill some cells, or leave the label out of --labels"
             raise UserError(f"{self.path} column {columns}: every cell is empty - {hint}")
+        if not self.zeros and (self.known < self.rows).any():
+            problem = "no label cell is 0, so nothing tells yes from no"
+            hint = "where empty means no, write 0, and leave --missing-labels out"
+            raise UserError(f"{self.path}: {problem} - {hint}")
         self._check_zero_one_columns()
 
     def _check_zero_one_columns(self) -> None:

@@ -28,7 +28,7 @@ def encoder_name(model: str) -> str:
 
 
 def training(config: Config) -> str:
-    """How it was trained, such as `fine-tuned (5 folds, seed 42)`."""
+    """How it was trained, such as `fine-tuned (5 folds, seed 42, best epoch)`."""
     folds = f"{config.folds} folds"
     if config.valid:
         folds = f"scored on {Path(config.valid).name}"
@@ -41,6 +41,7 @@ def training(config: Config) -> str:
     words = [folds, f"seed {config.seed}"]
     if config.fold_seed != config.seed:
         words.append(f"split seed {config.fold_seed}")
+    words.append(f"{config.keep} epoch")  # the best one: by the held-out rows
     teacher = getattr(config, "teacher", None)  # of tools/distil.py
     taught = f" and taught by {Path(teacher).name}" if teacher else ""
     return f"fine-tuned{taught} ({', '.join(words)})"
@@ -54,7 +55,7 @@ def sentence(config: Config, run: Run, values: dict, oof: OutOfFold, fold: np.nd
     low, high = values["macro_f1_cross_fitted_ci95"]
     score = f"a cross-fitted macro-F1 of {values['macro_f1_cross_fitted']:.3f}"
     interval = f"(95 % interval {low:.3f} to {high:.3f}, percentile bootstrap over rows)"
-    rows = f"{len(oof.y)} texts"
+    rows = f"{len(oof.y)} texts, each judged by a model and thresholds of the other folds"
     if config.folds == 1:
         parts = len(np.unique(fold))
         rows = f"{len(oof.y)} held-out texts, with thresholds cross-fitted in {parts} parts of them"

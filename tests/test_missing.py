@@ -662,6 +662,11 @@ BAD = {
         ["--missing-labels"],
         ["column 'joy': every cell is empty"],
     ),
+    "no cell is 0": (
+        lambda rows: [[*r[:2], *(c.replace("0", "") for c in r[2:])] for r in rows],
+        ["--missing-labels"],
+        ["no label cell is 0, so nothing tells yes from no", "where empty means no, write 0"],
+    ),
     "all gaps": (
         lambda rows: emptied(rows, *LABELS),
         ["--missing-labels"],

@@ -264,19 +264,25 @@ def test_the_sentence_to_quote(tmp_path):
     score = f"a cross-fitted macro-F1 of {summary.values['macro_f1_cross_fitted']:.3f}"
     score += f" (95 % interval {low:.3f} to {high:.3f}, percentile bootstrap over rows)"
     said = sentence_of(oof, summary)
-    assert said == f"org/encoder, fine-tuned (3 folds, seed 42), reached {score} on 300 texts."
+    judged = "each judged by a model and thresholds of the other folds"
+    reached = f"reached {score} on 300 texts, {judged}."
+    assert said == f"org/encoder, fine-tuned (3 folds, seed 42, best epoch), {reached}"
     said = sentence_of(oof, summary, seed=7, split_seed=42)
-    assert "(3 folds, seed 7, split seed 42)" in said
+    assert "(3 folds, seed 7, split seed 42, best epoch)" in said
     assert "split" not in sentence_of(oof, summary, seed=7, split_seed=7)
     said = sentence_of(oof, summary, np.arange(300) % 5, folds=1)
-    assert "fine-tuned (one hold-out, seed 42)" in said
+    assert "fine-tuned (one hold-out, seed 42, best epoch)" in said
     assert said.endswith(" on 300 held-out texts, with thresholds cross-fitted in 5 parts of them.")
     said = sentence_of(oof, summary, np.arange(300) % 5, folds=1, valid="/x/dev.csv")
-    assert "(scored on dev.csv, seed 42)" in said and " on 300 held-out texts, with" in said
+    assert (
+        "(scored on dev.csv, seed 42, best epoch)" in said
+        and " on 300 held-out texts, with" in said
+    )
     assert "(3 folds of the column part, " in sentence_of(oof, summary, fold_column="part")
     assert "rows of one author together" in sentence_of(oof, summary, group_column="author")
     assert sentence_of(oof, summary, seen=9).endswith(
-        "on 300 texts. The encoder had learned 9 of the run's texts before: the score is too high."
+        f"on 300 texts, {judged}. The encoder had learned 9 of the run's texts before: "
+        "the score is too high."
     )
     oof.y[0, 0] = np.nan
     assert "labels that are unknown are not counted" in sentence_of(oof, summary)
@@ -291,7 +297,9 @@ def test_quote_md_of_a_run(finished):
     done = json.loads((finished / "DONE.json").read_text())
     text = (finished / "quote.md").read_text(encoding="utf-8")
     assert done["files"]["quote.md"]["size"] == len(text.encode())
-    assert text.startswith("tiny-bert, fine-tuned (3 folds, seed 42), reached a cross-fitted macro")
+    assert text.startswith(
+        "tiny-bert, fine-tuned (3 folds, seed 42, best epoch), reached a cross-fitted macro"
+    )
     m = json.loads((finished / "metrics.json").read_text())
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|"]
     rows = {name: values for name, *values in cells[2:]}
@@ -372,7 +380,9 @@ def test_a_run_prints_what_to_quote(flags, tmp_path, capsys):
     said = capsys.readouterr().out
     first = (tmp_path / "a/quote.md").read_text(encoding="utf-8").splitlines()[0]
     assert f"to quote (quote.md has tables, too): {first}\n" in said
-    assert "fine-tuned (one hold-out, seed 42)" in first and "in 5 parts of them" in first
+    assert (
+        "fine-tuned (one hold-out, seed 42, best epoch)" in first and "in 5 parts of them" in first
+    )
     rows = len((tmp_path / "a/oof.csv").read_text().splitlines()) - 1
     assert f" on {rows} held-out texts" in first and rows < 120
 

@@ -592,6 +592,8 @@ def test_the_average_of_several_runs(seeds, test_csv, capsys):
         assert predict.main([*argv, "--probabilities", f"p{i}.csv"]) == 0
         p.append(np.array([row[1:] for row in read(f"p{i}.csv")[1:]], float))
     capsys.readouterr()
+    each = [word for run in seeds for word in ("--run", run)]
+    assert parse(PredictConfig, each, "predict.py").run == [*seeds]
     argv = ["--run", *seeds, "--input", str(test_csv), "--output", "all.csv"]
     assert predict.main([*argv, "--probabilities", "pall.csv"]) == 0
     mean = np.array([row[1:] for row in read("pall.csv")[1:]], float)
