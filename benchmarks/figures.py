@@ -162,7 +162,7 @@ def start(work: Work) -> str:
     lines = work.output("start", []).splitlines()
     epoch = next(line for line in lines if line.startswith("fold 0 epoch  3"))
     first = next(i for i, line in enumerate(lines) if line.startswith("out-of-fold"))
-    return code("\n".join([epoch, "...", *lines[first : first + 6]]))
+    return code("\n".join([epoch, "...", *lines[first : first + 5]]))
 
 
 def baselines(work: Work, name: str, train: Path) -> dict[str, str]:
