@@ -99,5 +99,5 @@ def test_what_the_notebook_shows_was_made_by_it():
     text = "".join(map(shown, cells))
     assert "cross-fitted (quote this one)" in text and "verdicts that differ" in text
     outputs = json.dumps([cell.outputs for cell in cells])
-    assert not re.search(r"/(home|root|Users|content|kaggle|opt|tmp/(?!emotions/))", outputs)
+    assert not re.search(r"/(home|root|Users|content|kaggle|opt|tmp)", outputs)
     assert NOTEBOOK.stat().st_size < 1_000_000
