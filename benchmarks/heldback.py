@@ -4,8 +4,8 @@ Each repetition holds a third of the rows back, trains the folds on the rest by 
 the probabilities of every epoch in DIR/<repetition>.npz (what is there is not trained again). From
 the same runs come all tables: the printed number minus the truth, which is what predict.py gets on
 the rows held back, for each way to choose the epoch; and other thresholds. Flags of train.py are
-for it. --rows: so many rows of the CSV, other ones each time. --notebook: a third of the training
-rows doubled, folds that ignore copies, thresholds scored where they were chosen.
+for it. --rows: so many rows of the CSV, other ones each time. --notebook: folds that ignore copies,
+thresholds scored where they were chosen; with --doubled, a third of the training rows stand twice.
 
 N rows to train on in K folds, M held back, C labels, E epochs.
 """
@@ -94,8 +94,9 @@ def repeat(args: argparse.Namespace, flags: list[str], seed: int) -> Repetition:
     new_rows = rows[held_back]
     rows = rows[~held_back]
     assign = assign_folds
-    if args.notebook:
+    if args.doubled:
         rows = np.concatenate([rows, rng.choice(rows, len(rows) // 3, replace=False)])
+    if args.notebook:
         assign = assign_anyhow
     new_inputs = [table.inputs[i] for i in new_rows]
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(data, "assign_folds", assign):
@@ -262,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--notebook", action="store_true")
+    parser.add_argument("--doubled", action="store_true")
     args, flags = parser.parse_known_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     repetitions = []

@@ -6,6 +6,7 @@ python -m pytest tests/test_model.py
 import json
 import shutil
 import sys
+import typing
 
 import numpy as np
 import pytest
@@ -358,6 +359,26 @@ def test_pooling():
     assert torch.allclose(
         M.pool(hidden, mask, "mean"), torch.stack([hidden[0, :2].mean(0), hidden[1].mean(0)])
     )
+
+
+def what_it_gives(flag, value):
+    """A number that depends on one of the choices of `flag`."""
+    if flag == "pooling":
+        hidden = torch.tensor([[[1.0], [5.0], [3.0], [9.0]]])
+        return M.pool(hidden, torch.tensor([[1, 1, 1, 0]]), value).item()
+    config = Config(device="cpu", **{flag: value})
+    if flag == "scheduler":
+        return train.lr_factor(70, 100, config)
+    y = np.eye(2, dtype=np.float32)
+    return train.make_criterion(config, y)(torch.tensor([[2.0, -1.0]]), torch.tensor(y[:1])).item()
+
+
+@pytest.mark.parametrize("flag", ["pooling", "loss", "scheduler"])
+def test_each_choice_of_a_flag_does_something_of_its_own(flag):
+    """A new name that config.py has, but `pool` or `make_criterion` lacks, is the default."""
+    choices = typing.get_args(typing.get_type_hints(Config)[flag])
+    values = [round(what_it_gives(flag, value), 6) for value in choices]
+    assert len(set(values)) == len(values), dict(zip(choices, values, strict=True))
 
 
 def test_head_stays_fp32_under_autocast(bert):
