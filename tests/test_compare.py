@@ -367,6 +367,14 @@ def test_every_run_beats_every_run():
     assert verdict.ranking([0.1, 0.2], [0.4, 0.5, 0.6]) is None
 
 
+def test_seeds_have_a_standard_deviation_and_zero_has_no_sign():
+    said = "macro-F1, mean of the runs (standard deviation): A 0.2000 (0.1000), B 0.5000 (0.1414)"
+    assert verdict.spread([0.1, 0.2, 0.3], [0.4, 0.6]) == said
+    assert verdict.spread([0.1], [0.4, 0.6]) is None
+    table = verdict.difference_table(a_difference(-1e-9, 0.01), ["joy", "fear"])
+    assert "| +0.0000 |" in table and "-0.0000" not in table
+
+
 def test_latex_is_escaped():
     lines = verdict.latex_table(a_difference(0.01, 0.01), ["a_b & 50 %", "x"]).splitlines()
     assert lines[0] == r"\begin{tabular}{lrrrr}" and lines[-1] == r"\end{tabular}"

@@ -186,6 +186,10 @@ def test_the_page_has_the_numbers_of_the_run(finished):
         counts = [t["tp"][i], t["fp"][i], t["positives"] - t["tp"][i]]
         tuned.append(metrics.precision_recall_f1(counts)[2])
     assert np.mean(tuned) == pytest.approx(scores["macro_f1_tuned"])
+    others = one.judged.fold != 0
+    of_fold_0 = metrics.tune_thresholds(one.judged.y[others], one.judged.p[others])
+    low, high = np.float32(data["fold_thresholds"]).T
+    assert (low <= of_fold_0).all() and (of_fold_0 <= high).all()
     confusion = metrics.confusion(one.judged.y, one.judged.pred)
     assert confusion[0].tolist() == [scores["per_label"][name]["tp"] for name in LABELS]
 

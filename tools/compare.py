@@ -161,7 +161,8 @@ def compare_sides(args: argparse.Namespace) -> None:
 
 
 def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
-    """What the sides are: recipes, seeds, folds; whether all runs of one beat the other's."""
+    """What the sides are: recipes, seeds, folds; how far seeds differ; whether all runs of one side
+    beat the other's."""
     config = a[0].config
     splits = sorted({one.config.fold_seed for one in a})
     folds = f"split seed {', '.join(map(str, splits))}"
@@ -169,8 +170,8 @@ def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
         folds = f"column {config.fold_column}" if config.fold_column else config.valid
     lines = [f"B has changed: {changes(a[0].recipe, b[0].recipe)}"]
     if len(splits) == 1:
-        f1 = ([one.judged.macro_f1 for one in side] for side in (a, b))
-        lines += filter(None, [verdict.ranking(*f1)])
+        f1 = [[one.judged.macro_f1 for one in side] for side in (a, b)]
+        lines += filter(None, [verdict.spread(*f1), verdict.ranking(*f1)])
     return [*lines, f"seeds of A: {seeds_of(a)}; of B: {seeds_of(b)}; folds: {folds}"]
 
 

@@ -138,6 +138,7 @@ def page_data(args: argparse.Namespace) -> dict:
         "about": about(one, scores),
         "names": names,
         "labels": look_numbers.label_rows(scores, names),
+        "fold_thresholds": look_numbers.fold_thresholds(judged),
         "thresholds": [look_numbers.threshold_counts(*column) for column in columns],
         "together": look_numbers.given_together(judged.y).tolist(),
         "taken": look_numbers.taken_for(judged.y, judged.pred).tolist(),

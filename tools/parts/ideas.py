@@ -87,8 +87,8 @@ def ideas_table(base: list[Finished], ideas: list[Idea]) -> str:
         low, high = idea.interval
         mark = "*" if idea.as_good_as_the_best else " "
         score = f"{idea.difference.b[0]:.4f}{mark}"
-        interval = f"{low:+.4f} to {high:+.4f}: {idea.answer}"
-        row = f"{idea.name:<{width}} | {len(idea.runs):4} | {score:>8} | {idea.gap:>+11.4f}"
+        interval = f"{low:+z.4f} to {high:+z.4f}: {idea.answer}"
+        row = f"{idea.name:<{width}} | {len(idea.runs):4} | {score:>8} | {idea.gap:>+z11.4f}"
         lines.append(f"{row} | {interval}")
     mark = " " if ideas[0].answer == "better" else "*"
     score = f"{ideas[0].difference.a[0]:.4f}{mark}"

@@ -10,7 +10,7 @@ import metrics
 from support.process import UserError
 from tools.compare import check_enough, lines_about
 from tools.parts import verdict
-from tools.parts.difference import differ
+from tools.parts.difference import Judged, differ
 from tools.parts.sides import Finished, pair_up, read_all, warn_of_unequal_sides
 
 STEPS = 200  # of a slider
@@ -63,6 +63,15 @@ def best_threshold(y: np.ndarray, p: np.ndarray) -> np.float32:
     candidates = np.unique(p[~np.isnan(y)]).astype(np.float32)
     f1 = metrics.f1_by_threshold(y[:, None], p[:, None], candidates)[0]
     return candidates[f1.argmax()]
+
+
+def fold_thresholds(judged: Judged) -> list[list[float]]:
+    """(C, 2): the lowest and the highest of the thresholds that judged the folds' rows."""
+    by_fold = []
+    for k in np.unique(judged.part):
+        others = judged.part != k
+        by_fold.append(metrics.tune_thresholds(judged.y[others], judged.p[others]))
+    return [exact(ends) for ends in np.transpose([np.min(by_fold, 0), np.max(by_fold, 0)])]
 
 
 # Labels

@@ -33,7 +33,7 @@ def verdict(difference: Difference, rows: int, files: bool = False) -> str:
         which = " (these predictions, on rows like these)" if files else ""
         return f"{better} is better{which}"
     low, high = bounds(gap, difference.half[0])
-    answer = f"can't be told apart: B - A lies between {low:+.4f} and {high:+.4f}"
+    answer = f"can't be told apart: B - A lies between {low:+z.4f} and {high:+z.4f}"
     return f"{answer}\n{advice(difference, rows, files)}" if gap else answer
 
 
@@ -46,7 +46,7 @@ def advice(difference: Difference, rows: int, files: bool = False) -> str:
     if np.isnan(luck):  # one run a side doesn't show what part more seeds lower: all, at best
         luck = total
     fixed = total if files else total - luck
-    if_so = f"if it is as large as seen ({gap:+.4f})"
+    if_so = f"if it is as large as seen ({gap:+z.4f})"
     at_best = ", at best" if np.isnan(difference.trainings[0]) else ""
     if fixed >= (gap / LIKELY) ** 2:
         least, most = (total * (z / gap) ** 2 * rows for z in (EVEN, LIKELY))
@@ -113,6 +113,15 @@ def ranking(a: list[float], b: list[float]) -> str | None:
     return f"every run of {first} beats every run of {second}: {luck}"
 
 
+def spread(a: list[float], b: list[float]) -> str | None:
+    """What to quote beside the difference, from two runs a side on. a, b: the runs' macro-F1."""
+    if min(len(a), len(b)) < 2:
+        return None
+    sides = zip("AB", (a, b), strict=True)
+    each = [f"{side} {np.mean(f1):.4f} ({np.std(f1, ddof=1):.4f})" for side, f1 in sides]
+    return f"macro-F1, mean of the runs (standard deviation): {', '.join(each)}"
+
+
 def table_rows(difference: Difference, names: list[str]) -> list[tuple[str, list[float]]]:
     """(name, [A, B, B - A, low, high]) of each score that there is."""
     gap = difference.b - difference.a
@@ -128,16 +137,16 @@ def table_rows(difference: Difference, names: list[str]) -> list[tuple[str, list
 def difference_table(difference: Difference, names: list[str]) -> str:
     lines = [f"{'':<24}|      A |      B |   B - A | 95 % interval, each"]
     for name, (a, b, gap, low, high) in table_rows(difference, names):
-        interval = "-" if np.isnan(low) else f"{low:+.4f} to {high:+.4f}"
-        lines.append(f"{name[:23]:<24}| {a:.4f} | {b:.4f} | {gap:+.4f} | {interval}")
+        interval = "-" if np.isnan(low) else f"{low:+z.4f} to {high:+z.4f}"
+        lines.append(f"{name[:23]:<24}| {a:.4f} | {b:.4f} | {gap:+z.4f} | {interval}")
     return "\n".join(lines)
 
 
 def latex_table(difference: Difference, names: list[str]) -> str:
     lines = [r"\begin{tabular}{lrrrr}", r" & A & B & B $-$ A & 95\,\% interval \\ \hline"]
     for name, (a, b, gap, low, high) in table_rows(difference, names):
-        interval = "-" if np.isnan(low) else f"$[{low:+.4f}, {high:+.4f}]$"
-        numbers = f"{a:.4f} & {b:.4f} & ${gap:+.4f}$ & {interval}"
+        interval = "-" if np.isnan(low) else f"$[{low:+z.4f}, {high:+z.4f}]$"
+        numbers = f"{a:.4f} & {b:.4f} & ${gap:+z.4f}$ & {interval}"
         lines.append(rf"{latex_text(name)} & {numbers} \\")
     return "\n".join([*lines, r"\end{tabular}"])
 
