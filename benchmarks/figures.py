@@ -144,8 +144,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def code(text: str) -> str:
-    return f"```text\n{text.strip()}\n```"
+def code(lines: Sequence[str]) -> str:
+    text = "\n".join(lines)
+    return f"```text\n{text}\n```"
 
 
 # Tables
@@ -157,7 +158,7 @@ def start(work: Work) -> str:
     lines = work.output("start", []).splitlines()
     epoch = next(line for line in lines if line.startswith("fold 0 epoch  3"))
     first = next(i for i, line in enumerate(lines) if line.startswith("out-of-fold"))
-    return code("\n".join([epoch, "...", *lines[first : first + 5]]))
+    return code([epoch, "...", *lines[first : first + 5]])
 
 
 def baselines(work: Work, name: str, train: Path) -> dict[str, str]:
@@ -264,7 +265,7 @@ def luck(work: Work) -> str:
     lines = work.output("luck", argv).splitlines()
     first = next(i for i, line in enumerate(lines) if "B - A" in line)
     ends = [line for line in lines[first + 4 :] if line.startswith(("seeds of", "A is", "B is"))]
-    return code("\n".join([*lines[first : first + 4], "...", *ends]))
+    return code([*lines[first : first + 4], "...", *ends])
 
 
 def null(work: Work) -> str:

@@ -221,6 +221,10 @@ def test_the_readme_is_short():
     assert len(README.split()) <= 2200 and len(README.splitlines()) <= 200
 
 
+def test_the_results_are_short():
+    assert len((HERE / "docs/results.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
 def test_nothing_else_stands_at_the_top():
     done = subprocess.run(["git", "-C", HERE, "ls-files"], capture_output=True, text=True)
     if done.returncode:
@@ -308,10 +312,19 @@ def test_messages_that_the_documents_quote_exist():
     assert quoted > 90 and all(f"`{quote}`" in text for quote in WITH_VALUES)
 
 
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a document, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
 def test_links_of_the_documents_lead_somewhere():
     for path in [HERE / "README.md", *HERE.glob("docs/*.md")]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / link).exists(), (path.name, link)
+        text = path.read_text(encoding="utf-8")
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+            target = path.parent / link if link else path
+            assert target.exists(), (path.name, link)
+            assert not anchor or anchor in anchors(target), (path.name, link, anchor)
 
 
 def test_importing_does_nothing(tmp_path):
