@@ -59,8 +59,6 @@ IDEAS = {
     "asymmetric loss": "recipes/asymmetric_loss.patch",
     "two-layer head": "recipes/two_layer_head.patch",
     "attention pooling": "recipes/attention_pooling.patch",
-    "R-Drop": "recipes/r_drop.patch",
-    "adversarial training, FGM": "recipes/adversarial.patch",
     "running mean of the weights": "recipes/weight_ema.patch",
     "a tenth of the tokens left out": "recipes/augmentation.patch",
 }
