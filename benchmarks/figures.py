@@ -293,9 +293,16 @@ def ideas(work: Work) -> str:
     return table(["idea", "macro-F1", "difference", "95 % interval of all together"], rows)
 
 
+def speed(work: Work) -> str:
+    """Whole commands, beside transformers' Trainer. Nothing else should run."""
+    argv = ["benchmarks/speed.py", work.semeval, "--whole", "--rows", 400, "--runs", 3]
+    text = work.output("speed", argv)
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
 TABLES: dict[str, Callable[[Work], str]] = {
     f.__name__: f
-    for f in (start, results, scores, luck, published, defaults, held_back, null, ideas)
+    for f in (start, results, scores, luck, published, defaults, held_back, null, ideas, speed)
 }
 
 
