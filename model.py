@@ -99,6 +99,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
     """(B, T, H) -> (B, H): the first token (BERT's [CLS]), or the mean over all but padding."""
     if pooling == "cls":
         return hidden[:, 0]
+    if pooling != "mean":
+        raise NotImplementedError(f"pool in model.py has no pooling {pooling!r}")
     weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 

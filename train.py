@@ -254,6 +254,8 @@ def make_criterion(config: Config, train_targets: np.ndarray) -> Criterion:
         if config.loss == "focal":
             error = (torch.sigmoid(logits) - targets).abs()  # of 0/1 labels: 1 - that of the truth
             loss = loss * error**2
+        elif config.loss != "bce":
+            raise NotImplementedError(f"make_criterion in train.py has no loss {config.loss!r}")
         return torch.where(known, loss, 0).mean(1)
 
     return criterion
@@ -289,7 +291,9 @@ def lr_factor(step: int, total: int, config: Config) -> float:
         return 1 - done
     if config.scheduler == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
-    return 1.0  # constant
+    if config.scheduler == "constant":
+        return 1.0
+    raise NotImplementedError(f"lr_factor in train.py has no scheduler {config.scheduler!r}")
 
 
 def quality(entry: dict) -> tuple:

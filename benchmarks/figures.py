@@ -57,9 +57,7 @@ IDEAS = {
     "multi-sample dropout": "recipes/multi_sample_dropout.patch",
     "label smoothing 0.1": "--label-smoothing 0.1",
     "asymmetric loss": "recipes/asymmetric_loss.patch",
-    "two-layer head": "recipes/two_layer_head.patch",
     "attention pooling": "recipes/attention_pooling.patch",
-    "running mean of the weights": "recipes/weight_ema.patch",
     "a tenth of the tokens left out": "recipes/augmentation.patch",
 }
 
@@ -282,7 +280,7 @@ def ideas(work: Work) -> str:
         name = re.sub(r"\W+", "-", title)
         names[name] = title
         lines.append(f"{name}: {change}\n")
-    path = work.folder / "ideas.txt"
+    path = work.folder / "list_of_ideas.txt"  # ideas.txt is what the sweep prints
     path.write_text("".join(lines), "utf-8")
     argv = ["tools/sweep.py", work.semeval, work.folder / "ideas", path, "--seeds", 2]
     text = work.output("ideas", [*argv, "--confirm", 0, "--folds", 3, "--keep", "last"])

@@ -206,10 +206,14 @@ def surroundings(config: Config) -> dict:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """What of a run's identity has changed: ["settings.lr: 0.1 -> 0.2", ...]."""
-    names = sorted({*old, *new})
-    pairs = [(name, old.get(name), new.get(name)) for name in names]
-    return [f"{name}: {a!s:.24} -> {b!s:.24}" for name, a, b in pairs if a != b]
+    """What of a run's identity has changed: ["code.model.py changed", "settings.lr: 1 -> 2"]."""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if a != b:
+            is_code = name.startswith("code.")  # its sha256 says nothing to a reader
+            found.append(f"{name} changed" if is_code else f"{name}: {a!s:.24} -> {b!s:.24}")
+    return found
 
 
 def rename_away(path: Path) -> None:

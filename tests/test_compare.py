@@ -526,6 +526,7 @@ def test_json_and_latex(runs, tmp_path, capsys):
     assert (
         macro["ci95"][0] <= macro["difference"] <= macro["ci95"][1] and 0 <= macro["p_value"] <= 1
     )
+    assert told["macro_f1_of_runs"] == {"a": [macro["a"]], "b": [macro["b"]]}
     assert told["a"] == [a] and told["rows"] == 120 and told["verdict"].split("\n")[0] in out
     assert set(LABELS) == set(told["labels"]) and r"\begin{tabular}" in out
     around = out.split(r"\begin{tabular}")[0] + out.split(r"\end{tabular}")[1]

@@ -59,7 +59,7 @@ def test_dash_and_underscore_and_lists():
         ("--seed -1", "must lie"),
         ("--nonsense 3", "unrecognized"),
         ("--epoch 3", "unrecognized"),
-        ("--pooling max", "invalid choice"),
+        ("--pooling no-such-pooling", "invalid choice"),
         ("--labels joy joy", "name each label once"),
         ("--labels id joy", "none id"),
         ("--folds 0", "must lie"),

@@ -125,7 +125,7 @@ def problems(root: Path) -> list[str]:
     found = []
     total = sum(tokens(root / name)[0] for name in SIX)
     if total > TOKENS:
-        found.append(f"the six files: {total} tokens")
+        found.append(f"the six files: {total} tokens (at most {TOKENS})")
     for path in code_files(root):
         n, code_lines = tokens(path)
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -142,7 +142,8 @@ def problems(root: Path) -> list[str]:
         found.append(f"{explained(root):.2f} of the six files' lines explain")
     path = reading_path(root)
     if len(path) > PATH_DEFINITIONS or sum(path.values()) > PATH_LINES:
-        found.append(f"reading path: {sum(path.values())} lines, {len(path)} definitions")
+        most = f"at most {PATH_LINES} and {PATH_DEFINITIONS}"
+        found.append(f"reading path: {sum(path.values())} lines, {len(path)} definitions ({most})")
     return found
 
 
@@ -155,7 +156,7 @@ def copy_of_code(folder: Path) -> Path:
 
 
 def test_the_code_can_be_read_in_one_sitting():
-    assert problems(HERE) == []
+    assert problems(HERE) == [], "measures of this project, at the top of this file: raise your own"
 
 
 def test_the_reading_path_leads_to_the_step():
@@ -168,7 +169,8 @@ def test_the_reading_path_leads_to_the_step():
 def test_a_recipe_leaves_the_layout_as_it_should_be(patch, tmp_path):
     code = copy_code(tmp_path / "x", patch)
     shutil.copytree(HERE / "tools", code / "tools", dirs_exist_ok=True)
-    assert problems(code) == []
+    # A recipe may make the reading path longer: else its lines would be taken from a fork's.
+    assert [p for p in problems(code) if not p.startswith("reading path")] == []
 
 
 @pytest.mark.parametrize("name", [str(p.relative_to(HERE)) for p in code_files(HERE)])

@@ -375,10 +375,11 @@ def what_it_gives(flag, value):
 
 @pytest.mark.parametrize("flag", ["pooling", "loss", "scheduler"])
 def test_each_choice_of_a_flag_does_something_of_its_own(flag):
-    """A new name that config.py has, but `pool` or `make_criterion` lacks, is the default."""
+    """None is missing in `pool`, `make_criterion` or `lr_factor`, or is another's twin."""
     choices = typing.get_args(typing.get_type_hints(Config)[flag])
     values = [round(what_it_gives(flag, value), 6) for value in choices]
-    assert len(set(values)) == len(values), dict(zip(choices, values, strict=True))
+    equal = dict(zip(choices, values, strict=True))
+    assert len(set(values)) == len(values), f"two choices of {flag} do the same: {equal}"
 
 
 def test_head_stays_fp32_under_autocast(bert):

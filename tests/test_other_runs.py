@@ -57,7 +57,7 @@ def test_other_data_code_versions_or_weights_are_refused(
         real = run_module.code_sha256
         m.setattr(run_module, "code_sha256", lambda: {**real(), "train.py": "0" * 64})
         assert train.main([*command, "--out", str(copy)]) == 2
-    one_line(capsys, "(code.train.py: ")
+    one_line(capsys, "(code.train.py changed)")
     with monkeypatch.context() as m:
         m.setattr(run_module.platform, "python_version", lambda: "3.0")
         assert train.main([*command, "--out", str(copy)]) == 2

@@ -185,7 +185,7 @@ def test_a_run_with_a_pooling_that_is_unknown_here(finished, tmp_path, capsys):
     """It must not be predicted with another one."""
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"pooling": "max"}))
+    (run / "config.json").write_text(json.dumps(config | {"pooling": "no-such-pooling"}))
     done = read_json(run / "DONE.json", sealed=True)
     done["files"] |= describe(run, ["config.json"])
     write_json(run / "DONE.json", done, seal=True)

@@ -153,6 +153,10 @@ def compare_sides(args: argparse.Namespace) -> None:
         print(f"{sides}\n{verdict.difference_table(difference, names)}\n{below}")
     if args.json:
         answers = {"a": args.a, "b": args.b, "rows": rows, "remarks": remarks, "verdict": answer}
+        if not args.test:
+            sides = {"a": a, "b": b}
+            f1 = {side: [one.judged.macro_f1 for one in sides[side]] for side in sides}
+            answers["macro_f1_of_runs"] = f1
         write_result(args.json, answers | verdict.as_json(difference, names))
     if args.plot:
         title = f"{sides}\n{rows} rows; {answer.splitlines()[0]}"

@@ -213,7 +213,7 @@ def changes(base: dict, recipe: dict) -> str:
     """What one recipe has changed of another: 'pooling: mean -> cls; model.py'."""
     lines = differences(base, recipe)
     settings = [line.removeprefix("settings.") for line in lines if line.startswith("settings.")]
-    code = [line.split(":")[0].removeprefix("code.") for line in lines if line.startswith("code.")]
+    code = [line[5:].removesuffix(" changed") for line in lines if line.startswith("code.")]
     if len(code) > MOST_NAMED:
         code = [*code[:MOST_NAMED], f"{len(code) - MOST_NAMED} other files"]
     return "; ".join([*settings, *code]) or ("another encoder" if lines else "nothing")
