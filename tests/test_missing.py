@@ -721,7 +721,7 @@ def test_two_data_sets_as_the_documents_show(columns, bert, tmp_path, monkeypatc
     if columns == "shared":
         code = "".join(line for line in code.splitlines(True) if "rename(" not in line)
     exec(code, {})
-    two = pd.read_csv("two.csv", dtype=str, keep_default_na=False)
+    two = pd.read_csv("both.csv", dtype=str, keep_default_na=False)
     texts = {row[1] for row in mine}
     assert len(two) == 60 + sum(row[1].strip().lower() not in texts for row in theirs)
     assert two["fold"][60:].eq("-1").all() and {*two["fold"][:60]} == {"0", "1"}
@@ -734,7 +734,7 @@ def test_two_data_sets_as_the_documents_show(columns, bert, tmp_path, monkeypatc
     assert compare.main(shlex.split(re.search(r"compare.py (.*)", section)[1])) == 0
     out = capsys.readouterr().out
     assert "\nfear" in out and "\njoy" in out and "their" not in out.split("B has changed")[0]
-    assert len(Path("runs/two/oof.csv").read_text().splitlines()) == 61
+    assert len(Path("runs/both/oof.csv").read_text().splitlines()) == 61
 
 
 def test_graded_labels_as_the_documents_show(bert, tmp_path, monkeypatch, capsys):
