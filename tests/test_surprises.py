@@ -333,7 +333,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 HUB = """
-import sys
+import sys, time
+time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again
 sys.path.insert(0, sys.argv[1])
 from support.encoders import inspect_encoder
 from support.process import UserError

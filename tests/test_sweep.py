@@ -250,7 +250,7 @@ def test_without_its_baseline_a_sweep_ends(code, tries, go, capsys):
     [
         ("flags", "(settings.dropout: 0.3 -> 0.2)"),
         ("data", "(data_sha256: "),
-        ("code", "(code.metrics.py: "),
+        ("code", "(code.metrics.py changed)"),
         ("damage", "oof.csv: missing or damaged - remove "),
     ],
 )
