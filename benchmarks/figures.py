@@ -260,8 +260,8 @@ def luck(work: Work) -> str:
     argv = ["tools/compare.py", "--a", *sides[0], "--b", *sides[1]]
     lines = work.output("luck", argv).splitlines()
     first = next(i for i, line in enumerate(lines) if "B - A" in line)
-    ends = [line for line in lines[first + 4 :] if line.startswith(("seeds of", "A is", "B is"))]
-    return code([*lines[first : first + 4], "...", *ends])
+    ends = [line for line in lines[first + 2 :] if line.startswith(("seeds of", "A is", "B is"))]
+    return code([*lines[first : first + 2], "...", *ends])
 
 
 def null(work: Work) -> str:
