@@ -154,14 +154,16 @@ def compare_sides(args: argparse.Namespace) -> None:
     if args.json:
         answers = {"a": args.a, "b": args.b, "rows": rows, "remarks": remarks, "verdict": answer}
         if not args.test:
-            sides = {"a": a, "b": b}
-            f1 = {side: [one.judged.macro_f1 for one in sides[side]] for side in sides}
-            answers["macro_f1_of_runs"] = f1
+            answers["macro_f1_of_runs"] = {"a": macro_f1_of(a), "b": macro_f1_of(b)}
         write_result(args.json, answers | verdict.as_json(difference, names))
     if args.plot:
         title = f"{sides}\n{rows} rows; {answer.splitlines()[0]}"
         verdict.draw_difference(args.plot, difference, names, title)
         print(f"wrote {args.plot}")
+
+
+def macro_f1_of(runs: list[Finished]) -> list[float]:
+    return [one.judged.macro_f1 for one in runs]
 
 
 def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
@@ -174,7 +176,7 @@ def lines_about(a: list[Finished], b: list[Finished]) -> list[str]:
         folds = f"column {config.fold_column}" if config.fold_column else config.valid
     lines = [f"B has changed: {changes(a[0].recipe, b[0].recipe)}"]
     if len(splits) == 1:
-        f1 = [[one.judged.macro_f1 for one in side] for side in (a, b)]
+        f1 = macro_f1_of(a), macro_f1_of(b)
         lines += filter(None, [verdict.spread(*f1), verdict.ranking(*f1)])
     return [*lines, f"seeds of A: {seeds_of(a)}; of B: {seeds_of(b)}; folds: {folds}"]
 
